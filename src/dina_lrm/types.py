@@ -1,0 +1,266 @@
+"""The records that travel: what goes together is one frozen record whose fields name shape and unit.
+
+Axes: `b` batch, `s` draws, `k` levels, `c h w` latents, `y x` pixels, `l` prompt tokens, `n` tokens of a stream,
+`d` backbone width, `e` prompt-embedding width, `p` pooled width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from dina_lrm.errors import ShapeError, ValueRangeError
+
+__all__ = [
+    "Comparison",
+    "Conditioning",
+    "Features",
+    "NoisedState",
+    "PreferenceBatch",
+    "Ranking",
+    "Reward",
+    "TensorRecord",
+    "check_finite",
+    "check_sigma",
+]
+
+
+def check_finite(name: str, values: Tensor) -> None:
+    """Refuse NaN and infinity.
+
+    Raises:
+        ValueRangeError: naming the first bad position.
+    """
+    if not torch.isfinite(values).all():
+        bad = (~torch.isfinite(values)).nonzero()[0].tolist()
+        raise ValueRangeError(f"{name} has a value that is not finite at index {bad}; every element must be finite")
+
+
+def check_sigma(sigma: Tensor) -> None:
+    """Refuse noise levels outside [0, 1].
+
+    Raises:
+        ValueRangeError: naming the first bad value.
+    """
+    outside = ~((sigma >= 0) & (sigma <= 1))
+    if outside.any():
+        raise ValueRangeError(f"sigma must lie in [0, 1], got {sigma[outside][0].item():g}")
+
+
+@dataclass(frozen=True)
+class TensorRecord:
+    """A frozen record whose tensor fields share a batch axis and move together."""
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """The same record with `function` applied to each tensor, also inside tuples."""
+
+        def apply(value: object) -> object:
+            if isinstance(value, Tensor):
+                return function(value)
+            if isinstance(value, TensorRecord):
+                return value.map(function)
+            if isinstance(value, tuple):
+                return tuple(apply(v) for v in value)
+            return value
+
+        return replace(self, **{f.name: apply(getattr(self, f.name)) for f in fields(self)})
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
+        """Move every tensor; `dtype` applies to floating tensors only."""
+        return self.map(lambda t: t.to(device=device, dtype=dtype if t.is_floating_point() else None))
+
+
+@dataclass(frozen=True)
+class Conditioning(TensorRecord):
+    """What the prompt says to a backbone.
+
+    Attributes:
+        prompt_embeds: per-token text states `[b l e]`.
+        pooled_prompt_embeds: pooled text state `[b p]`.
+    """
+
+    prompt_embeds: Tensor
+    pooled_prompt_embeds: Tensor
+
+    def __post_init__(self) -> None:
+        if self.prompt_embeds.ndim != 3 or self.pooled_prompt_embeds.ndim != 2:
+            raise ShapeError(
+                "prompt_embeds must be [b l e] and pooled_prompt_embeds [b p], "
+                f"got {list(self.prompt_embeds.shape)} and {list(self.pooled_prompt_embeds.shape)}"
+            )
+        if len(self.prompt_embeds) != len(self.pooled_prompt_embeds):
+            raise ShapeError(
+                "prompt_embeds and pooled_prompt_embeds must have the same batch size, "
+                f"got {len(self.prompt_embeds)} and {len(self.pooled_prompt_embeds)}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.prompt_embeds)
+
+    def __getitem__(self, index: Tensor | slice) -> Conditioning:
+        return self.map(lambda t: t[index])
+
+    def repeat(self, times: int) -> Conditioning:
+        """The batch stacked `times` times: `[times * b ...]`, the whole batch first, then again."""
+        return self.map(lambda t: t.repeat(times, *[1] * (t.ndim - 1)))
+
+    @staticmethod
+    def cat(parts: Sequence[Conditioning]) -> Conditioning:
+        """Join along the batch axis."""
+        return Conditioning(
+            torch.cat([p.prompt_embeds for p in parts]), torch.cat([p.pooled_prompt_embeds for p in parts])
+        )
+
+
+@dataclass(frozen=True)
+class NoisedState(TensorRecord):
+    """Noised latents with their noise level: what a diffusion network reads.
+
+    Attributes:
+        noised_latents: `alpha * latents + sigma * noise`, `[b c h w]`.
+        sigma: noise level of each sample `[b]` in 0..1.
+    """
+
+    noised_latents: Tensor
+    sigma: Tensor
+
+    def __post_init__(self) -> None:
+        if self.noised_latents.ndim < 4 or self.sigma.shape != self.noised_latents.shape[:1]:
+            raise ShapeError(
+                "a noised state has noised_latents [b c h w] and sigma [b], "
+                f"got {list(self.noised_latents.shape)} and {list(self.sigma.shape)}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.sigma)
+
+    def __getitem__(self, index: Tensor | slice) -> NoisedState:
+        return self.map(lambda t: t[index])
+
+    @staticmethod
+    def cat(parts: Sequence[NoisedState]) -> NoisedState:
+        """Join along the batch axis."""
+        return NoisedState(torch.cat([p.noised_latents for p in parts]), torch.cat([p.sigma for p in parts]))
+
+
+@dataclass(frozen=True)
+class Features(TensorRecord):
+    """What a backbone saw: hidden tokens after each tapped block.
+
+    Attributes:
+        image_tokens: one `[b n d]` per image tap.
+        text_tokens: one `[b n d]` per text tap.
+        temb: time (and pooled text) embedding `[b d]`.
+    """
+
+    image_tokens: tuple[Tensor, ...]
+    text_tokens: tuple[Tensor, ...]
+    temb: Tensor
+
+    def __getitem__(self, index: Tensor | slice) -> Features:
+        return self.map(lambda t: t[index])
+
+    @staticmethod
+    def cat(parts: Sequence[Features]) -> Features:
+        """Join along the batch axis."""
+        return Features(
+            tuple(torch.cat(taps) for taps in zip(*(p.image_tokens for p in parts), strict=True)),
+            tuple(torch.cat(taps) for taps in zip(*(p.text_tokens for p in parts), strict=True)),
+            torch.cat([p.temb for p in parts]),
+        )
+
+
+@dataclass(frozen=True)
+class PreferenceBatch(TensorRecord):
+    """Labelled comparisons, ready for a training step.
+
+    Attributes:
+        latents_chosen: clean latents `[b c h w]` of what more annotators preferred.
+        latents_rejected: clean latents `[b c h w]` of the other.
+        conditioning: of the shared prompt, batch `b`.
+        target: share of votes for chosen `[b]` in 0..1; 0.5 is a tie, 1 a unanimous choice.
+    """
+
+    latents_chosen: Tensor
+    latents_rejected: Tensor
+    conditioning: Conditioning
+    target: Tensor
+
+    def __post_init__(self) -> None:
+        if self.latents_chosen.shape != self.latents_rejected.shape:
+            raise ShapeError(
+                "latents of chosen and rejected must have one shape, "
+                f"got {list(self.latents_chosen.shape)} and {list(self.latents_rejected.shape)}"
+            )
+        if not len(self.latents_chosen) == len(self.conditioning) == len(self.target):
+            raise ShapeError(
+                f"{len(self.latents_chosen)} pairs need as many prompts and targets, "
+                f"got {len(self.conditioning)} and {len(self.target)}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+
+@dataclass(frozen=True)
+class Reward(TensorRecord):
+    """The answer to a scoring request.
+
+    Attributes:
+        reward: calibrated utility `[b]`: what users and trainers see.
+        utility: mean utility over the draws `[b]`, uncalibrated.
+        utility_std: spread of utility over the draws `[b]`; with a single draw, the spread that the model's law of
+            choice states for its sigma.
+        standard_error: of `utility` as an estimate over noise `[b]`: measured from two or more draws a level, else from
+            the law.
+        draws: utility of each draw `[b s]`.
+        sigmas: noise level of each draw `[s]`; with `fusion="tokens"` the levels `[k]` that each draw joins.
+        seed: what the noise was drawn from; one for all, or one a sample; None if the noise was given.
+    """
+
+    reward: Tensor
+    utility: Tensor
+    utility_std: Tensor
+    standard_error: Tensor
+    draws: Tensor
+    sigmas: Tensor
+    seed: int | tuple[int, ...] | None
+
+    def __len__(self) -> int:
+        return len(self.reward)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Which of two candidates is preferred.
+
+    Attributes:
+        probability: that a is preferred to b, by the model's law of choice, averaged over the draws.
+        interval: 95 % interval of that probability over noise draws.
+        margin: utility of a less utility of b.
+        reward_a: calibrated reward of a.
+        reward_b: calibrated reward of b.
+    """
+
+    probability: float
+    interval: tuple[float, float]
+    margin: float
+    reward_a: float
+    reward_b: float
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Candidates in order.
+
+    Attributes:
+        order: indices of the candidates, best first.
+        reward: of each candidate, in the order given.
+    """
+
+    order: tuple[int, ...]
+    reward: Reward
