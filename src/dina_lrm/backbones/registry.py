@@ -1,0 +1,54 @@
+"""Backbones by name. A third party adds one by the entry point group `dina_lrm.backbones`."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any
+
+import torch
+
+from dina_lrm.backbones.base import Backbone, BackboneConfig
+from dina_lrm.errors import ConfigError
+
+_OWN = {
+    "sd3": "dina_lrm.backbones.sd3:Sd3Backbone",
+}
+
+
+def available_backbones() -> dict[str, str]:
+    """Name to `module:class`, ours and those of installed packages."""
+    theirs = {point.name: point.value for point in entry_points(group="dina_lrm.backbones")}
+    return dict(sorted({**theirs, **_OWN}.items()))
+
+
+def load_backbone(
+    config: BackboneConfig,
+    base: Any,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    revision: str | None = None,
+    random_seed: int | None = None,
+) -> Backbone:
+    """Load the backbone that `config.kind` names.
+
+    Args:
+        config: what to keep and to read.
+        base: diffusers pipeline folder, hub id, or a loaded pipeline.
+        device: where to put it.
+        dtype: of the base weights; adapters stay float32.
+        revision: of the hub repository.
+        random_seed: random weights instead of the pretrained ones: the control of an experiment.
+
+    Raises:
+        ConfigError: no such backbone.
+    """
+    known = available_backbones()
+    if config.kind not in known:
+        raise ConfigError(f"backbone kind {config.kind!r} is unknown; known are {', '.join(known)}")
+    module, _, name = known[config.kind].partition(":")
+    backbone: Backbone = getattr(import_module(module), name).load(
+        config, base, dtype=dtype, revision=revision, random_seed=random_seed
+    )
+    return backbone.to(device)

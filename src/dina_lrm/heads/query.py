@@ -1,0 +1,175 @@
+"""The paper's head: learned queries read gated, noise-conditioned tokens (DiNa-LRM, section 3; `method.md` 3)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from dina_lrm.config import Config
+from dina_lrm.errors import ConfigError
+from dina_lrm.heads.base import RMS_NORM_EPS, FeatureShape, HeadContexts, RewardHead
+from dina_lrm.types import Features
+
+
+class QueryHeadConfig(Config):
+    """Sizes of a `QueryHead`.
+
+    Attributes:
+        width: of the head; None takes the backbone's.
+        num_queries: learned queries; utility is the mean of their readings.
+        num_attention_heads: of both cross-attentions; must divide width.
+        project_in: a linear layer before each FiLM even where the widths agree.
+        dropout: inside the feed-forward.
+        bounded: squash utility into (-2, 2) by a learned logistic.
+    """
+
+    kind: Literal["query"] = "query"
+    width: int | None = Field(None, ge=4)
+    num_queries: int = Field(4, ge=1)
+    num_attention_heads: int = Field(8, ge=1)
+    project_in: bool = False
+    dropout: float = Field(0.0, ge=0, lt=1)
+    bounded: bool = False
+
+    def build(self, shape: FeatureShape) -> QueryHead:
+        """A fresh head for features of this shape."""
+        return QueryHead(self, shape)
+
+
+def zeros(layer: nn.Linear) -> nn.Linear:
+    """A layer that starts by saying nothing."""
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class TapAdapter(nn.Module):
+    """One tap's tokens, modulated by the time embedding (FiLM) and narrowed to a quarter."""
+
+    def __init__(self, in_width: int, temb_width: int, width: int, project_in: bool) -> None:
+        super().__init__()
+        needed = project_in or in_width != width
+        self.project_in = nn.Linear(in_width, width) if needed else nn.Identity()
+        self.film = nn.Sequential(nn.Linear(temb_width, 2 * width), nn.SiLU(), zeros(nn.Linear(2 * width, 2 * width)))
+        self.layer_embed = nn.Parameter(torch.zeros(1, 1, width))
+        self.narrow = nn.Linear(width, width // 4)
+
+    def forward(self, tokens: Tensor, temb: Tensor) -> Tensor:
+        """`narrow((1 + gamma) x + beta + layer_embed)`: `[b n d]` and `[b d]` to `[b n width/4]`."""
+        gamma, beta = self.film(temb).unsqueeze(1).chunk(2, dim=-1)
+        hidden: Tensor = self.narrow(self.project_in(tokens) * (1 + gamma) + beta + self.layer_embed)
+        return hidden
+
+
+class StreamReader(nn.Module):
+    """Keys and values of one token stream; with a gate, each value is scaled by what its own token says."""
+
+    def __init__(self, width: int, gated: bool) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(width, eps=RMS_NORM_EPS)
+        self.to_k = nn.Linear(width, width)
+        self.to_v = nn.Linear(width, width)
+        self.gate = nn.Sequential(nn.Linear(width, width), nn.SiLU(), zeros(nn.Linear(width, 1))) if gated else None
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """`[b n w]` to keys and values `[b n w]`."""
+        tokens = self.norm(tokens)
+        values = self.to_v(tokens)
+        if self.gate is not None:
+            values = values * torch.sigmoid(self.gate(tokens))
+        return self.to_k(tokens), values
+
+
+class QueryAttention(nn.Module):
+    """Queries cross-attend to one or two streams, each with a softmax of its own; the readings add up."""
+
+    def __init__(self, width: int, num_heads: int, streams: tuple[str, ...], gated: bool) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm = nn.RMSNorm(width, eps=RMS_NORM_EPS)
+        self.to_q = nn.Linear(width, width)
+        self.readers = nn.ModuleDict({name: StreamReader(width, gated) for name in streams})
+        self.to_out = nn.Linear(width, width)
+
+    def forward(self, queries: Tensor, streams: dict[str, Tensor]) -> Tensor:
+        """`queries + to_out(sum over streams of softmax(q k) v)`, `[b q w]`."""
+        q = self._split(self.to_q(self.norm(queries)))
+        read = torch.zeros_like(q)
+        for name, reader in self.readers.items():
+            k, v = reader(streams[name])
+            read = read + F.scaled_dot_product_attention(q, self._split(k), self._split(v))
+        hidden: Tensor = queries + self.to_out(read.transpose(1, 2).flatten(2))
+        return hidden
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.view(*x.shape[:-1], self.num_heads, -1).transpose(1, 2)
+
+
+class BoundedOutput(nn.Module):
+    """`(high - low) / (1 + exp(-(x - centre) / (|width| + 1e-6))) + low` with learned centre and width."""
+
+    high, low = 2.0, -2.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.centre = nn.Parameter(torch.tensor(0.0))
+        self.width = nn.Parameter(torch.tensor(0.15))
+
+    def forward(self, utility: Tensor) -> Tensor:
+        return (self.high - self.low) * torch.sigmoid((utility - self.centre) / (self.width.abs() + 1e-6)) + self.low
+
+
+class QueryHead(RewardHead):
+    """Learned queries read image and text tokens, then image tokens alone, and vote on a utility."""
+
+    def __init__(self, config: QueryHeadConfig, shape: FeatureShape) -> None:
+        super().__init__()
+        width = config.width or shape.width
+        if width % config.num_attention_heads or width % 4:
+            raise ConfigError(
+                f"head width {width} must be a multiple of 4 and of num_attention_heads {config.num_attention_heads}"
+            )
+
+        def adapters(count: int) -> nn.ModuleList:
+            return nn.ModuleList(
+                TapAdapter(shape.width, shape.temb_width, width, config.project_in) for _ in range(count)
+            )
+
+        self.image_taps = adapters(shape.num_image_taps)
+        self.text_taps = adapters(shape.num_text_taps)
+        self.merge_image = nn.Linear(shape.num_image_taps * (width // 4), width)
+        self.merge_text = nn.Linear(shape.num_text_taps * (width // 4), width)
+        self.queries = nn.Parameter(torch.randn(1, config.num_queries, width) * width**-0.5)
+        self.attend_both = QueryAttention(width, config.num_attention_heads, ("image", "text"), gated=True)
+        self.attend_image = QueryAttention(width, config.num_attention_heads, ("image",), gated=False)
+        self.norm_feed_forward = nn.RMSNorm(width, eps=RMS_NORM_EPS)
+        self.feed_forward = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width), nn.Dropout(config.dropout)
+        )
+        self.to_utility = nn.Linear(width, 1)
+        self.output = BoundedOutput() if config.bounded else nn.Identity()
+
+    def contexts(self, features: Features) -> HeadContexts:
+        """FiLM each tap by `temb`, join the taps over channels, project to the head's width."""
+
+        def merged(adapters: nn.ModuleList, taps: tuple[Tensor, ...]) -> Tensor:
+            narrowed = (adapter(tokens, features.temb) for adapter, tokens in zip(adapters, taps, strict=True))
+            return torch.cat(list(narrowed), dim=-1)
+
+        return HeadContexts(
+            self.merge_image(merged(self.image_taps, features.image_tokens)),
+            self.merge_text(merged(self.text_taps, features.text_tokens)),
+        )
+
+    def read(self, contexts: HeadContexts) -> Tensor:
+        """Queries read both streams, then the image alone; utility is the mean over queries `[b]`."""
+        streams = {"image": contexts.image, "text": contexts.text}
+        queries = self.queries.expand(len(contexts.image), -1, -1)
+        queries = self.attend_image(self.attend_both(queries, streams), streams)
+        queries = queries + self.feed_forward(self.norm_feed_forward(queries))
+        utility: Tensor = self.output(self.to_utility(queries).squeeze(-1).mean(dim=1))
+        return utility

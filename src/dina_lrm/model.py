@@ -1,0 +1,45 @@
+"""The model: backbone, then head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from dina_lrm.backbones import Backbone
+from dina_lrm.heads import FeatureShape, HeadConfig, HeadContexts, RewardHead
+from dina_lrm.types import Conditioning, Features, NoisedState
+
+
+class RewardNetwork(nn.Module):
+    """`utility = head(backbone(state, conditioning))`; the head runs in float32 whatever the backbone's dtype."""
+
+    def __init__(self, backbone: Backbone, head: RewardHead) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+
+    def features(self, state: NoisedState, conditioning: Conditioning) -> Features:
+        """What the head sees, in float32."""
+        features: Features = self.backbone(state, conditioning)
+        return features.map(lambda t: t.float())
+
+    def forward(self, state: NoisedState, conditioning: Conditioning) -> Tensor:
+        """Utility `[b]`, differentiable in `state.noised_latents`."""
+        utility: Tensor = self.head(self.features(state, conditioning))
+        return utility
+
+    def read_joined(self, levels: Sequence[Features]) -> Tensor:
+        """Utility `[b]` of one head pass over the tokens of several noise levels (paper, equation 7)."""
+        return self.head.read(HeadContexts.join([self.head.contexts(features) for features in levels]))
+
+
+def feature_shape(backbone: Backbone) -> FeatureShape:
+    """What a head must know of a backbone."""
+    taps = backbone.config
+    return FeatureShape(backbone.width, backbone.temb_width, len(taps.image_taps), len(taps.text_taps))
+
+
+def build_network(backbone: Backbone, head: HeadConfig) -> RewardNetwork:
+    """A fresh head on a backbone."""
+    return RewardNetwork(backbone, head.build(feature_shape(backbone)).to(backbone.device))
