@@ -1,0 +1,78 @@
+"""Files that are whole or not there: written under another name beside their place, then renamed.
+
+The staging name starts with a dot and ends in `.partial`. What a killed process left there is overwritten by the next
+writer, so each path has one writer at a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    return path.parent / f".{path.name}.{suffix}"
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
+    """A file to write to; on leaving it replaces `path`, and an error leaves `path` as it was.
+
+    Args:
+        path: of the finished file; missing folders are made.
+
+    Yields:
+        The staging file, open for writing bytes.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staged = _beside(path, "partial")
+    try:
+        with staged.open("wb") as file:
+            yield file
+        staged.replace(path)
+    finally:
+        staged.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """An empty folder to fill; on leaving it replaces `path`, and an error leaves `path` as it was.
+
+    Args:
+        path: of the finished folder; missing parents are made.
+
+    Yields:
+        The staging folder, beside `path`.
+    """
+    path = Path(path).absolute()
+    staged, replaced = _beside(path, "partial"), _beside(path, "replaced")
+    _remove(staged)
+    staged.mkdir(parents=True)
+    try:
+        yield staged
+        # A full folder cannot be renamed over: the old one steps aside first.
+        _remove(replaced)
+        if path.exists():
+            path.rename(replaced)
+        staged.rename(path)
+        _remove(replaced)
+    finally:
+        _remove(staged)
+
+
+def sha256_file(path: str | Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

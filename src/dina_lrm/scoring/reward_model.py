@@ -1,0 +1,320 @@
+"""The public face: a reward model that is asked for scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dina_lrm.checkpoint import LoadedModel, ModelConfig, load_any, save_model
+from dina_lrm.errors import ShapeError, ValueRangeError
+from dina_lrm.noise import Fusion, NoiseEnsemble
+from dina_lrm.preference import Calibration, Likelihood
+from dina_lrm.scoring.images import stack_pixels
+from dina_lrm.types import Comparison, Conditioning, Features, NoisedState, Ranking, Reward, check_finite
+
+Images = Sequence[Image.Image] | Tensor
+Z_95 = 1.959964
+
+
+class RewardModel:
+    """A latent reward model: scores noised latents of a diffusion model under a prompt.
+
+    A score is a function of its inputs: the same seed gives the same number, alone or in a batch.
+
+    Attributes:
+        network: backbone and head, a torch module.
+        config: what the model folder says.
+        likelihood: law of choice that turns utilities into probabilities.
+        calibration: utility to reward.
+    """
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        self.network = loaded.network
+        self.config: ModelConfig = loaded.config
+        self.likelihood: Likelihood = loaded.config.likelihood.build()
+        self.calibration: Calibration = loaded.config.calibration.build()
+        self._schedule: Tensor | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: Path | str,
+        *,
+        base: Any = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        revision: str | None = None,
+    ) -> RewardModel:
+        """Load a model folder, ours or of the authors' published layout.
+
+        Args:
+            path: folder or hub id.
+            base: diffusers pipeline folder, hub id or loaded pipeline; None takes the one that the model names.
+            device: where to put it.
+            dtype: of the backbone's base weights; head and adapter stay float32.
+            revision: of the model's hub repository.
+
+        Raises:
+            CheckpointError: the folder is not whole, or not a model.
+            BaseMismatchError: the base is not the one that the model was trained on.
+        """
+        return cls(load_any(path, base=base, device=device, dtype=dtype, revision=revision))
+
+    def save_pretrained(self, folder: Path | str) -> None:
+        """Write our model folder; it appears whole or not at all."""
+        save_model(folder, self.network, self.config)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return self.network.backbone.device
+
+    def encode_prompts(self, prompts: Sequence[str], max_sequence_length: int | None = None) -> Conditioning:
+        """Text states `prompt_embeds [b l e]` and `pooled_prompt_embeds [b p]`, as the base's own pipeline makes them.
+
+        Args:
+            prompts: one or more.
+            max_sequence_length: of the long text encoder; None takes the length the model was trained with (128 in
+                the published models). Scores depend on it.
+
+        Raises:
+            ValueRangeError: an empty list, or something other than strings in it.
+        """
+        return self.network.backbone.encode_prompts(prompts, max_sequence_length)
+
+    def encode_images(self, images: Images) -> Tensor:
+        """Pictures, or pixels `[b 3 y x]` in 0..1, to latents `[b c h w]`: posterior mode, shifted and scaled.
+
+        Pictures larger than the base's native area are reduced to it and sides are rounded; pixels are taken as they are.
+
+        Raises:
+            ShapeError: sizes differ, or pixels whose sides are no multiples of the backbone's.
+        """
+        backbone = self.network.backbone
+        if isinstance(images, Tensor):
+            return backbone.encode_images(images.to(self.device))
+        return backbone.encode_images(
+            stack_pixels(images, backbone.native_size, backbone.image_multiple).to(self.device)
+        )
+
+    def features(self, state: NoisedState, conditioning: Conditioning) -> Features:
+        """What the head reads: tokens after each tap, and the time embedding."""
+        return self.network.features(state.to(self.device), conditioning.to(self.device))
+
+    def utility(self, state: NoisedState, conditioning: Conditioning) -> Tensor:
+        """Utility `[b]` of noised states, differentiable in `state.noised_latents`."""
+        utility: Tensor = self.network(state.to(self.device), conditioning.to(self.device))
+        return utility
+
+    def score(
+        self,
+        *,
+        prompts: Sequence[str] | None = None,
+        conditioning: Conditioning | None = None,
+        images: Images | None = None,
+        latents: Tensor | None = None,
+        sigmas: Sequence[float] = (0.4,),
+        draws: int = 1,
+        fusion: Fusion = "mean",
+        seed: int | Sequence[int] = 0,
+        noise: Tensor | None = None,
+        max_batch_size: int | None = None,
+    ) -> Reward:
+        """Score images or latents under prompts.
+
+        Differentiable in `latents` where gradients are enabled. One prompt serves any number of images.
+
+        Args:
+            prompts: one, or one a sample; or give `conditioning`.
+            conditioning: encoded prompts; or give `prompts`.
+            images: pictures or pixels `[b 3 y x]`; or give `latents`.
+            latents: clean latents `[b c h w]`; or give `images`.
+            sigmas: noise levels, each in [0, 1].
+            draws: noise tensors a level.
+            fusion: "mean" averages utilities over levels and draws; "tokens" is the paper's ensemble, one head pass over
+                the levels' joined tokens.
+            seed: of the noise; one for all, or one a sample.
+            noise: `[b c h w]`, used at every level instead of seeded noise; `draws` must then be 1.
+            max_batch_size: most states in one forward pass; None runs each level in one.
+
+        Raises:
+            ShapeError: counts or shapes do not fit together.
+            ValueRangeError: sigma outside [0, 1], a negative seed, values that are not finite.
+        """
+        if max_batch_size is not None and max_batch_size < 1:
+            raise ValueRangeError(f"max_batch_size must be 1 or more, got {max_batch_size}")
+        ensemble = NoiseEnsemble(tuple(float(s) for s in sigmas), draws, fusion)
+        if (images is None) == (latents is None):
+            raise ShapeError("give either images or latents, and not both")
+        clean = self.encode_images(images) if images is not None else latents
+        assert clean is not None
+        if clean.ndim < 4 or not len(clean):
+            raise ShapeError(f"latents must be [b c h w] with one sample or more, got {list(clean.shape)}")
+        check_finite("latents", clean)
+        clean = clean.to(self.device)
+        given = self._conditioning(prompts, conditioning, len(clean))
+        if noise is None:
+            noises = ensemble.noise(clean, seed)
+        elif noise.shape != clean.shape or draws != 1:
+            raise ShapeError(
+                f"noise must have the shape of latents {list(clean.shape)} with draws=1, "
+                f"got {list(noise.shape)} with draws={draws}"
+            )
+        else:
+            noises = noise.to(clean).unsqueeze(0)
+        states = [[self._state(clean, one, sigma) for sigma in self._levels(ensemble.sigmas)] for one in noises]
+        recorded = None if noise is not None else seed if isinstance(seed, int) else tuple(seed)
+        return self._reward(states, given, fusion, recorded, max_batch_size or len(clean))
+
+    def score_state(self, state: NoisedState, conditioning: Conditioning) -> Reward:
+        """Score a state that is noised already, such as one inside a sampler: nothing is added to it.
+
+        Raises:
+            ShapeError: counts or shapes do not fit together.
+            ValueRangeError: sigma outside [0, 1], or latents that are not finite.
+        """
+        check_finite("noised_latents", state.noised_latents)
+        state = state.to(self.device)
+        utility = self.network(state, self._conditioning(None, conditioning, len(state)))
+        spread = self.likelihood.variance(state.sigma.float()).sqrt()
+        sigmas = state.sigma[:1] if bool((state.sigma == state.sigma[0]).all()) else state.sigma
+        return Reward(self.calibration(utility), utility, spread, spread, utility.unsqueeze(1), sigmas, None)
+
+    def compare(
+        self,
+        *,
+        prompt: str,
+        a: Image.Image | Tensor,
+        b: Image.Image | Tensor,
+        sigmas: Sequence[float] = (0.4,),
+        draws: int = 4,
+        seed: int = 0,
+    ) -> Comparison:
+        """Probability that a is preferred to b, by the model's law of choice.
+
+        Both meet the same noise. The probability is that of the mean margin under the mean variance of the levels; its
+        interval carries the margin's 95 % interval over draws through the law.
+
+        Args:
+            prompt: of both.
+            a: picture, pixels `[3 y x]` in 0..1, or latents `[c h w]`.
+            b: the other, in the same form.
+            sigmas: noise levels.
+            draws: noise tensors a level; 2 or more for an interval from measurement.
+            seed: of the noise.
+        """
+        images: Images | None = None
+        latents: Tensor | None = None
+        if not isinstance(a, Tensor) and not isinstance(b, Tensor):
+            images = [a, b]
+        elif not isinstance(a, Tensor) or not isinstance(b, Tensor) or a.shape != b.shape or a.ndim < 3:
+            raise ShapeError("a and b must both be pictures, or tensors [c h w] of one shape")
+        elif len(a) == 3:
+            images = torch.stack([a, b])
+        else:
+            latents = torch.stack([a, b])
+        with torch.no_grad():
+            scored = self.score(prompts=[prompt], images=images, latents=latents, sigmas=sigmas, draws=draws, seed=seed)
+        margins = (scored.draws[0] - scored.draws[1]).double()
+        mean = margins.mean()
+        if draws > 1:
+            by_level = margins.view(draws, len(sigmas))
+            error = (by_level.var(dim=0).sum() / draws).sqrt() / len(sigmas)
+        else:
+            error = (2 * self.likelihood.variance(scored.sigmas.double()).sum()).sqrt() / len(sigmas)
+        points = torch.stack([mean, mean - Z_95 * error, mean + Z_95 * error])
+        probability, low, high = self.probability(points, scored.sigmas).tolist()
+        reward_a, reward_b = scored.reward.tolist()
+        return Comparison(probability, (low, high), mean.item(), reward_a, reward_b)
+
+    def probability(self, margin: Tensor, sigmas: Tensor) -> Tensor:
+        """P(a preferred) for utility margins `[n]`: the law at the level whose variance is the mean over `sigmas`."""
+        level = sigmas.double().square().mean().sqrt().expand(margin.shape).to(margin)
+        return self.likelihood.log_prob(margin, torch.zeros_like(margin), level).exp()
+
+    def rank(
+        self,
+        *,
+        prompt: str,
+        images: Images | None = None,
+        latents: Tensor | None = None,
+        sigmas: Sequence[float] = (0.4,),
+        draws: int = 1,
+        fusion: Fusion = "mean",
+        seed: int = 0,
+    ) -> Ranking:
+        """Order candidates for one prompt, best first; arguments as in `score`."""
+        with torch.no_grad():
+            reward = self.score(
+                prompts=[prompt], images=images, latents=latents, sigmas=sigmas, draws=draws, fusion=fusion, seed=seed
+            )
+        return Ranking(tuple(reward.reward.argsort(descending=True, stable=True).tolist()), reward)
+
+    def _conditioning(
+        self, prompts: Sequence[str] | None, conditioning: Conditioning | None, count: int
+    ) -> Conditioning:
+        if (prompts is None) == (conditioning is None):
+            raise ShapeError("give either prompts or conditioning, and not both")
+        given = self.encode_prompts(prompts) if prompts is not None else conditioning
+        assert given is not None
+        if len(given) not in (1, count):
+            raise ShapeError(f"{count} samples need 1 or {count} prompts, got {len(given)}")
+        given = given.to(self.device)
+        return given if len(given) == count else given.repeat(count)
+
+    def _levels(self, sigmas: Sequence[float]) -> list[float]:
+        if not self.config.scoring.snap_to_schedule:
+            return list(sigmas)
+        if self._schedule is None:
+            self._schedule = self.network.backbone.schedule_sigmas()
+        table = self._schedule
+        return [float(table[(table - sigma).abs().argmin()]) for sigma in sigmas]
+
+    def _state(self, clean: Tensor, noise: Tensor, sigma: float) -> NoisedState:
+        level = torch.full((len(clean),), sigma, device=clean.device)
+        if not self.config.scoring.add_noise:
+            return NoisedState(clean, level)
+        return self.network.backbone.process.add_noise(clean, noise, level)
+
+    def _reward(
+        self,
+        states: list[list[NoisedState]],
+        conditioning: Conditioning,
+        fusion: Fusion,
+        seed: int | tuple[int, ...] | None,
+        max_batch_size: int,
+    ) -> Reward:
+        """Read `states[draw][level]`, in chunks of samples, and sum up."""
+        levels = [float(state.sigma[0]) for state in states[0]]
+
+        def read(part: slice) -> Iterator[Tensor]:
+            for draw in states:
+                if fusion == "tokens":
+                    yield self.network.read_joined(
+                        [self.network.features(state[part], conditioning[part]) for state in draw]
+                    )
+                else:
+                    yield from (self.network(state[part], conditioning[part]) for state in draw)
+
+        parts = [slice(i, i + max_batch_size) for i in range(0, len(conditioning), max_batch_size)]
+        utilities = torch.cat([torch.stack(list(read(part)), dim=1) for part in parts])
+        mean = utilities.mean(dim=1)
+        level_variance = self.likelihood.variance(torch.tensor(levels, device=mean.device))
+        draws = len(states)
+        # What one draw measures: a utility a level with "mean", one joined utility with "tokens".
+        columns = 1 if fusion == "tokens" else len(levels)
+        detached = utilities.detach()
+        if draws > 1:
+            by_level = detached.view(len(mean), draws, columns)
+            standard_error = (by_level.var(dim=1).sum(dim=1) / draws).sqrt() / columns
+        else:
+            standard_error = (level_variance.sum().sqrt() / len(levels)).expand_as(mean).clone()
+        law_spread = level_variance.mean().sqrt()
+        spread = detached.std(dim=1) if utilities.shape[1] > 1 else law_spread.expand_as(mean).clone()
+        shown = levels if fusion == "tokens" else levels * draws
+        return Reward(self.calibration(mean), mean, spread, standard_error, utilities, torch.tensor(shown), seed)
