@@ -1,0 +1,1 @@
+"""What is measured: each module has `main(quick: bool) -> list of rows`."""

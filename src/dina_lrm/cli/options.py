@@ -1,0 +1,106 @@
+"""Options that several verbs share, and what becomes of them."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dina_lrm.errors import ValueRangeError
+
+if TYPE_CHECKING:
+    from dina_lrm.scoring import RewardModel
+
+DEFAULT_SIGMA = 0.4
+
+
+class Dtype(StrEnum):
+    """Number formats of the frozen base weights."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+class FusionRule(StrEnum):
+    """How the levels of an ensemble are joined."""
+
+    MEAN = "mean"
+    TOKENS = "tokens"
+
+
+ModelOption = Annotated[str, typer.Option("--model", metavar="M", help="Model folder or hub id.")]
+BaseOption = Annotated[
+    str | None,
+    typer.Option("--base", metavar="B", help="Base pipeline folder or hub id. [default: the one that the model names]"),
+]
+PromptOption = Annotated[str, typer.Option("--prompt", metavar="TEXT", help="The text that was asked for.")]
+SigmaOption = Annotated[
+    float | None, typer.Option("--sigma", metavar="S", help=f"One noise level in 0..1. [default: {DEFAULT_SIGMA}]")
+]
+EnsembleOption = Annotated[
+    str | None, typer.Option("--ensemble", metavar="S,S,...", help="Several noise levels, e.g. 0.2,0.5,0.7.")
+]
+SeedOption = Annotated[int, typer.Option("--seed", help="Of the noise: the same seed gives the same score.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps.")]
+DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Of the frozen base weights.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout.")]
+
+
+def read_sigmas(sigma: float | None, ensemble: str | None) -> tuple[float, ...]:
+    """The noise levels that `--sigma` or `--ensemble` ask for.
+
+    Args:
+        sigma: one level, if given.
+        ensemble: levels between commas, if given.
+
+    Returns:
+        One or more levels.
+
+    Raises:
+        ValueRangeError: both were given, or text that is no list of numbers in [0, 1].
+    """
+    if sigma is not None and ensemble is not None:
+        raise ValueRangeError("give either --sigma or --ensemble, and not both")
+    try:
+        levels = (DEFAULT_SIGMA if sigma is None else sigma,) if ensemble is None else _numbers(ensemble)
+    except ValueError as error:
+        raise ValueRangeError(f'--ensemble takes numbers such as 0.2,0.5,0.7, got "{ensemble}"') from error
+    for level in levels:
+        if not 0 <= level <= 1:
+            raise ValueRangeError(f"sigma must lie in [0, 1], got {level:g}")
+    return levels
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(","))
+
+
+def load_model(model: str, base: str | None, device: str, dtype: Dtype) -> RewardModel:
+    """Load what `--model`, `--base`, `--device` and `--dtype` name.
+
+    Args:
+        model: folder or hub id.
+        base: the same, of the base pipeline; None takes the one that the model names.
+        device: in torch's words.
+        dtype: of the base weights.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueRangeError: no such device here.
+    """
+    import torch
+
+    import dina_lrm
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch built without CUDA asserts
+        raise ValueRangeError(f'--device "{device}" is not to be had here; cpu always is') from error
+    return dina_lrm.RewardModel.from_pretrained(
+        Path(model) if Path(model).exists() else model, base=base, device=device, dtype=getattr(torch, dtype.value)
+    )

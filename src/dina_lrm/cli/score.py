@@ -1,0 +1,96 @@
+"""`dina-lrm score`: rewards of pictures under a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dina_lrm.cli.options import (
+    BaseOption,
+    DeviceOption,
+    Dtype,
+    DtypeOption,
+    EnsembleOption,
+    FusionRule,
+    JsonOption,
+    ModelOption,
+    PromptOption,
+    SeedOption,
+    SigmaOption,
+    load_model,
+    read_sigmas,
+)
+from dina_lrm.cli.output import print_json
+
+BATCH_SIZE = 16
+
+
+def score(
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Pictures to score.")],
+    model: ModelOption,
+    prompt: PromptOption,
+    base: BaseOption = None,
+    sigma: SigmaOption = None,
+    ensemble: EnsembleOption = None,
+    fusion: Annotated[
+        FusionRule,
+        typer.Option("--fusion", help="mean averages the levels; tokens reads them jointly, as the paper does."),
+    ] = FusionRule.MEAN,
+    draws: Annotated[int, typer.Option("--draws", metavar="N", help="Noise tensors a level.")] = 1,
+    seed: SeedOption = 0,
+    device: DeviceOption = "cpu",
+    dtype: DtypeOption = Dtype.FLOAT32,
+    as_json: JsonOption = False,
+) -> None:
+    """Score pictures under a prompt: a line each, reward and standard error."""
+    levels = read_sigmas(sigma, ensemble)
+    import torch
+
+    from dina_lrm.scoring import open_image
+
+    sizes = [open_image(path).size for path in images]  # a bad picture is told before a model is loaded
+    scorer = load_model(model, base, device, dtype)
+    conditioning = scorer.encode_prompts([prompt])
+    for paths in _batches(images, sizes):
+        with torch.no_grad():
+            answer = scorer.score(
+                images=[open_image(path) for path in paths],
+                conditioning=conditioning,
+                sigmas=levels,
+                draws=draws,
+                fusion=fusion.value,
+                seed=seed,
+            )
+        numbers = (answer.reward, answer.utility, answer.utility_std, answer.standard_error)
+        used = [round(level, 6) for level in answer.sigmas.tolist()]
+        for path, reward, utility, utility_std, standard_error in zip(
+            paths, *(values.tolist() for values in numbers), strict=True
+        ):
+            if as_json:
+                print_json(
+                    {
+                        "image": str(path),
+                        "prompt": prompt,
+                        "reward": reward,
+                        "utility": utility,
+                        "utility_std": utility_std,
+                        "standard_error": standard_error,
+                        "sigmas": used,
+                        "seed": seed,
+                        "model": model,
+                    }
+                )
+            else:
+                print(f"{reward:9.4f} +- {standard_error:.4f}  {path}", flush=True)
+
+
+def _batches(images: list[Path], sizes: list[tuple[int, int]]) -> Iterator[list[Path]]:
+    """Neighbours of one size, at most `BATCH_SIZE` at a time: a batch has one size, and the order stays."""
+    for _, group in groupby(zip(images, sizes, strict=True), key=lambda item: item[1]):
+        paths = [path for path, _ in group]
+        for start in range(0, len(paths), BATCH_SIZE):
+            yield paths[start : start + BATCH_SIZE]

@@ -1,0 +1,44 @@
+"""`dina-lrm verify`: is a folder whole?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dina_lrm.cli.info import PREFERENCES_FILE
+from dina_lrm.cli.options import JsonOption
+from dina_lrm.cli.output import print_json
+from dina_lrm.errors import InputError, WorkError
+
+
+def verify(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="Model or preference folder.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Check a model or preference folder whole; exit 1 and the first fault if it is not."""
+    if not path.is_dir():
+        raise InputError(f"{path} is no folder; give a model or preference folder")
+    fault = _first_fault(path)
+    if as_json:
+        print_json({"path": str(path), "whole": fault is None, "fault": fault})
+    elif fault is None:
+        print(f"{path} is whole")
+    if fault is not None:
+        raise WorkError(fault)
+
+
+def _first_fault(path: Path) -> str | None:
+    try:
+        if (path / PREFERENCES_FILE).is_file():
+            from dina_lrm.data import PreferenceData
+
+            PreferenceData.open(path).verify()
+        else:
+            from dina_lrm.checkpoint import verify as verify_model
+
+            verify_model(path)
+    except InputError as error:
+        return str(error)
+    return None

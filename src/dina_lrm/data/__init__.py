@@ -1,0 +1,20 @@
+"""Preferences on disk: candidates, their latents, and labelled pairs by split."""
+
+from dina_lrm.data.batches import PairBatches, collate, conditioning_by_prompt, unique_prompts
+from dina_lrm.data.folder import PairTable, PreferenceData, vote_share
+from dina_lrm.data.schema import Candidate, Origin, PreferencePair
+from dina_lrm.data.write import write_preference_data
+
+__all__ = [
+    "Candidate",
+    "Origin",
+    "PairBatches",
+    "PairTable",
+    "PreferenceData",
+    "PreferencePair",
+    "collate",
+    "conditioning_by_prompt",
+    "unique_prompts",
+    "vote_share",
+    "write_preference_data",
+]

@@ -1,0 +1,118 @@
+"""Which pairs a training step sees, and the pairs themselves as tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from dina_lrm.data.folder import Indices, PairTable, PreferenceData
+from dina_lrm.errors import DataError, ShapeError, ValueRangeError
+from dina_lrm.types import Conditioning, PreferenceBatch
+
+
+@dataclass(frozen=True)
+class PairBatches:
+    """The order of training pairs: a pure function of seed and step, so a resumed run needs only its step number.
+
+    The epochs' permutations stand end to end in one endless stream; step k takes the k-th stretch of
+    `batch_size * world_size` pairs, and each rank takes its own part of it. Nothing is dropped, all batches have one
+    size, and the union over ranks depends only on the product of batch size and world size.
+
+    Attributes:
+        num_pairs: how many there are.
+        batch_size: pairs a step on one rank.
+        seed: of the permutations.
+        rank: of this process.
+        world_size: how many processes there are.
+    """
+
+    num_pairs: int
+    batch_size: int
+    seed: int
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        _at_least(1, num_pairs=self.num_pairs, batch_size=self.batch_size, world_size=self.world_size)
+        _at_least(0, seed=self.seed, rank=self.rank)
+        if self.rank >= self.world_size:
+            raise ValueRangeError(f"rank must be below world_size {self.world_size}, got {self.rank}")
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """Steps in which every pair is seen once, on average: not rounded."""
+        return self.num_pairs / (self.batch_size * self.world_size)
+
+    def batch(self, step: int) -> npt.NDArray[np.int64]:
+        """Indices of this rank's pairs at a step, `[batch_size]`; steps count from 0."""
+        _at_least(0, step=step)
+        first = (step * self.world_size + self.rank) * self.batch_size
+        positions = np.arange(first, first + self.batch_size)
+        epochs, places = np.divmod(positions, self.num_pairs)
+        return np.concatenate([self._permutation(int(e))[places[epochs == e]] for e in np.unique(epochs)])
+
+    def _permutation(self, epoch: int) -> npt.NDArray[np.int64]:
+        return np.random.default_rng((self.seed, epoch)).permutation(self.num_pairs)
+
+
+def unique_prompts(*tables: PairTable) -> list[str]:
+    """Each prompt of the tables once, in order of first appearance: what has to be encoded."""
+    return list(dict.fromkeys(prompt for table in tables for prompt in table.prompt))
+
+
+def conditioning_by_prompt(prompts: Iterable[str], conditioning: Conditioning) -> dict[str, Conditioning]:
+    """Encoded prompts under their texts.
+
+    Args:
+        prompts: `u` texts.
+        conditioning: of the same texts, batch `u`.
+
+    Returns:
+        One conditioning of batch 1 for each text.
+
+    Raises:
+        ShapeError: the counts differ.
+    """
+    prompts = list(prompts)
+    if len(prompts) != len(conditioning):
+        raise ShapeError(f"{len(prompts)} prompts need as many conditionings, got {len(conditioning)}")
+    return {prompt: conditioning[i : i + 1] for i, prompt in enumerate(prompts)}
+
+
+def collate(
+    data: PreferenceData, table: PairTable, indices: Indices, conditioning_by_prompt: Mapping[str, Conditioning]
+) -> PreferenceBatch:
+    """Gather pairs as one batch.
+
+    Args:
+        data: where the latents lie.
+        table: pairs of one split.
+        indices: which of them, `[b]`.
+        conditioning_by_prompt: one conditioning of batch 1 for each text.
+
+    Returns:
+        The batch, float32 on the CPU.
+
+    Raises:
+        DataError: a prompt was not encoded.
+    """
+    pairs = table[indices]
+    missing = [prompt for prompt in pairs.prompt if prompt not in conditioning_by_prompt]
+    if missing:
+        raise DataError(f"prompt {missing[0]!r} was not encoded; encode unique_prompts(table) first")
+    return PreferenceBatch(
+        latents_chosen=data.latents(pairs.chosen_row),
+        latents_rejected=data.latents(pairs.rejected_row),
+        conditioning=Conditioning.cat([conditioning_by_prompt[prompt] for prompt in pairs.prompt]),
+        target=torch.from_numpy(pairs.target),
+    )
+
+
+def _at_least(least: int, **values: int) -> None:
+    for name, value in values.items():
+        if value < least:
+            raise ValueRangeError(f"{name} must be {least} or more, got {value}")

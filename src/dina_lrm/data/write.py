@@ -1,0 +1,105 @@
+"""Write a preference folder: all of it, or nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from safetensors.torch import save
+from torch import Tensor
+
+from dina_lrm.data.folder import PreferenceData
+from dina_lrm.data.schema import (
+    CANDIDATE_SCHEMA,
+    CANDIDATES_FILE,
+    INFO_FILE,
+    LATENTS_FILE,
+    PAIR_SCHEMA,
+    PAIRS_FOLDER,
+    SCHEMA_VERSION,
+    Candidate,
+    Origin,
+    PreferencePair,
+)
+from dina_lrm.errors import DataError
+from dina_lrm.runtime.files import atomic_folder, sha256_file
+
+
+def write_preference_data(
+    folder: str | Path,
+    candidates: Sequence[Candidate],
+    latents: Tensor,
+    pairs_by_split: Mapping[str, Sequence[PreferencePair]],
+    name: str,
+    backbone: Mapping[str, Any] | None = None,
+    about: Mapping[str, Any] | None = None,
+) -> PreferenceData:
+    """Write a preference folder under another name, verify it, then rename it: a killed writer leaves the old one.
+
+    Args:
+        folder: where; replaced as a whole if it exists.
+        candidates: every picture, in any order.
+        latents: `[n c h w]`, standardised as the backbone takes them; stored in half precision.
+        pairs_by_split: comparisons by the name of their split.
+        name: of the data set.
+        backbone: what made the latents; anything that tells one backbone from another. Latent shape is added.
+        about: anything else worth keeping: seeds, formulas, counts.
+
+    Returns:
+        The folder, opened.
+
+    Raises:
+        DataError: the parts do not fit together; nothing was written.
+    """
+    with atomic_folder(folder) as staged:
+        pq.write_table(_candidate_table(candidates), staged / CANDIDATES_FILE, compression="zstd")
+        (staged / LATENTS_FILE).write_bytes(save({"latents": latents.detach().cpu().half().contiguous()}))
+        (staged / PAIRS_FOLDER).mkdir()
+        origins = {c.candidate: c.origin for c in candidates}
+        for split, pairs in pairs_by_split.items():
+            pq.write_table(_pair_table(pairs, origins), staged / PAIRS_FOLDER / f"{split}.parquet", compression="zstd")
+        info = {
+            "schema_version": SCHEMA_VERSION,
+            "name": name,
+            "backbone": {"latent_shape": list(latents.shape[1:]), **(backbone or {})},
+            "counts": {
+                "candidates": len(candidates),
+                "latents": len(latents),
+                "pairs": {split: len(pairs) for split, pairs in pairs_by_split.items()},
+            },
+            "about": dict(about or {}),
+            "sha256": {
+                path.relative_to(staged).as_posix(): sha256_file(path)
+                for path in sorted(staged.rglob("*"))
+                if path.is_file()
+            },
+        }
+        (staged / INFO_FILE).write_text(json.dumps(info, indent=2) + "\n")
+        PreferenceData.open(staged).verify()
+    return PreferenceData.open(folder)
+
+
+def _candidate_table(candidates: Sequence[Candidate]) -> pa.Table:
+    rows = [vars(c) | {"origin": c.origin and c.origin.to_row()} for c in candidates]
+    return pa.Table.from_pylist(rows, CANDIDATE_SCHEMA)
+
+
+def _pair_table(pairs: Sequence[PreferencePair], origins: Mapping[str, Origin | None]) -> pa.Table:
+    rows = []
+    for pair in pairs:
+        row: dict[str, Any] = asdict(pair)
+        for side in ("chosen", "rejected"):
+            if row[side] not in origins:
+                raise DataError(
+                    f"a pair of {pair.prompt!r} names the {side} candidate {row[side]!r}, which is not given; "
+                    "pass every candidate that a pair names"
+                )
+            origin = origins[row[side]]
+            row[f"{side}_origin"] = origin and origin.to_row()
+        rows.append(row)
+    return pa.Table.from_pylist(rows, PAIR_SCHEMA)

@@ -1,0 +1,169 @@
+"""The budget of the demo, in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from dina_lrm.backbones import AdapterConfig, BackboneConfig
+from dina_lrm.evals import ScoringRule
+from dina_lrm.evals.rules import Prompts
+from dina_lrm.training import LevelsConfig, OptimiserConfig, ScheduleConfig, TrainConfig, ValidationConfig
+
+__all__ = [
+    "CONTROLS",
+    "FAST",
+    "FULL",
+    "HEADLINE",
+    "RULES",
+    "RUNS",
+    "SPLITS",
+    "Budget",
+    "Control",
+    "Run",
+    "train_config",
+]
+
+_LEVELS = (0.2, 0.5, 0.7)
+
+# The ways to ask the model, by the name of their row; the headline row is the one that controls are asked like.
+RULES: dict[str, tuple[str, ScoringRule]] = {
+    "sigma-0.1": ("One draw, sigma 0.1", ScoringRule((0.1,))),
+    "sigma-0.4": ("One draw, sigma 0.4", ScoringRule((0.4,))),
+    "tokens": ("Ensemble 0.2, 0.5, 0.7: tokens", ScoringRule(_LEVELS, fusion="tokens")),
+    "mean": ("Ensemble 0.2, 0.5, 0.7: mean", ScoringRule(_LEVELS, fusion="mean")),
+}
+HEADLINE = "mean"
+
+SPLITS = {
+    "test": "new prompts",
+    "unseen_style": "new prompts, unseen style",
+    "unseen_damage": "new prompts, unseen damage",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run of the demo.
+
+    Attributes:
+        label: of its curves.
+        long_label: of its step.
+        initialise: where the backbone's weights come from.
+    """
+
+    label: str
+    long_label: str
+    initialise: Literal["pretrained", "random"]
+
+
+RUNS = {
+    "main": Run("pretrained", "the pretrained backbone", "pretrained"),
+    "random": Run("random weights", "random weights, the control", "random"),
+}
+
+
+@dataclass(frozen=True)
+class Control:
+    """A row of the table that takes something away.
+
+    Attributes:
+        label: of the row.
+        note: what is taken away.
+        run: which model is asked.
+        prompts: what it is shown.
+    """
+
+    label: str
+    note: str
+    run: str
+    prompts: Prompts
+
+
+CONTROLS = {
+    "random": Control("Random backbone", "same blocks, budget and schedule, no pretraining", "random", "own"),
+    "swapped": Control("Prompts swapped", "the model is shown another prompt", "main", "swapped"),
+    "blank": Control("Prompts blanked", "the model is shown an empty prompt", "main", "blank"),
+}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much work a demo does.
+
+    Attributes:
+        num_steps: optimiser steps of each run.
+        batch_size: pairs a step.
+        validate_every: steps between measurements on validation pairs.
+        validation_pairs: how many.
+        max_prompts: prompts of a split that are measured; None takes all.
+        profile_sigmas: levels of the curve over sigma.
+        samples: pictures in the grid of the generator.
+        rankings: prompts whose candidates are shown in order, twice: the generator's own, and of every origin.
+        candidates: of each ranking, at most.
+        encoded_pictures: of the art, encoded and decoded to time the VAE.
+    """
+
+    num_steps: int = 700
+    batch_size: int = 32
+    validate_every: int = 100
+    validation_pairs: int = 512
+    max_prompts: int | None = None
+    profile_sigmas: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+    samples: int = 40
+    rankings: int = 4
+    candidates: int = 8
+    encoded_pictures: int = 64
+
+
+FULL = Budget()
+FAST = Budget(
+    num_steps=60,
+    validate_every=30,
+    validation_pairs=128,
+    max_prompts=16,
+    profile_sigmas=(0.05, 0.2, 0.4, 0.6, 0.8),
+    samples=20,
+    rankings=2,
+    encoded_pictures=16,
+)
+
+
+def train_config(world: Path, out: Path, run: Run, budget: Budget, num_blocks: int, seed: int) -> TrainConfig:
+    """The configuration of one run; only where the weights come from differs between them.
+
+    Args:
+        world: folder of the emoji world.
+        out: of the run.
+        run: which one.
+        budget: of the demo.
+        num_blocks: of the whole transformer; its first half is kept.
+        seed: of everything in the run.
+    """
+    half = max(1, num_blocks // 2)
+    taps = tuple(sorted({max(1, round(half * part / 3)) for part in (1, 2, 3)}))
+    return TrainConfig(
+        data=world / "preferences",
+        base=str(world / "pipeline"),
+        out=out,
+        backbone=BackboneConfig(
+            # The world has no T5: a longer prompt only adds empty tokens, and it was trained with as few as 16.
+            image_taps=taps,
+            text_taps=taps,
+            max_sequence_length=16,
+            adapter=AdapterConfig(rank=16, alpha=32),
+        ),
+        initialise=run.initialise,
+        levels=LevelsConfig(),
+        optimiser=OptimiserConfig(learning_rate=1e-3, adapter_learning_rate=1e-3),
+        schedule=ScheduleConfig(kind="cosine", warm_up=0.05),
+        batch_size=budget.batch_size,
+        num_steps=budget.num_steps,
+        ema_decay=0.99,
+        device="cpu",
+        seed=seed,
+        validation=ValidationConfig(every=budget.validate_every, num_pairs=budget.validation_pairs),
+        save_every=0,
+        keep_last=1,
+    )

@@ -1,0 +1,16 @@
+"""Learn a reward."""
+
+from dina_lrm.training.config import LevelsConfig, OptimiserConfig, ScheduleConfig, TrainConfig, ValidationConfig
+from dina_lrm.training.step import StepResult, training_step
+from dina_lrm.training.trainer import Trainer
+
+__all__ = [
+    "LevelsConfig",
+    "OptimiserConfig",
+    "ScheduleConfig",
+    "StepResult",
+    "TrainConfig",
+    "Trainer",
+    "ValidationConfig",
+    "training_step",
+]

@@ -1,0 +1,129 @@
+"""One training step: pair, noised pair, utilities, log-probability, loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dina_lrm.errors import ShapeError
+from dina_lrm.metrics import pair_credit
+from dina_lrm.noise import ForwardProcess, Levels
+from dina_lrm.preference import Likelihood, Objective
+from dina_lrm.types import PreferenceBatch, TensorRecord
+
+__all__ = ["StepResult", "pair_loss", "pair_utilities", "training_step"]
+
+
+@dataclass(frozen=True)
+class StepResult(TensorRecord):
+    """What one step found.
+
+    Attributes:
+        loss: mean over the pairs, a scalar with gradient.
+        log_prob: log-probability of chosen `[b]`.
+        margin: utility of chosen less utility of rejected `[b]`.
+        sigma: noise level of each pair `[b]`.
+        accuracy: share of decided pairs in the right order, a scalar; a predicted tie is half right; NaN if nothing was
+            decided.
+    """
+
+    loss: Tensor
+    log_prob: Tensor
+    margin: Tensor
+    sigma: Tensor
+    accuracy: Tensor
+
+
+def pair_utilities(
+    network: nn.Module, batch: PreferenceBatch, process: ForwardProcess, sigma: Tensor, noise: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Utilities of chosen and rejected, seen through the same noise at the same level, in one forward of 2b.
+
+    Args:
+        network: `(state, conditioning) -> utility`.
+        batch: b pairs.
+        process: the rule from latents to a state.
+        sigma: noise level of each pair `[b]`.
+        noise: `[b c h w]`, one for both sides: common random numbers.
+
+    Returns:
+        Two of `[b]`, float32.
+    """
+    latents = torch.cat([batch.latents_chosen, batch.latents_rejected])
+    state = process.add_noise(latents, noise.repeat(2, 1, 1, 1), sigma.repeat(2))
+    utility: Tensor = network(state, batch.conditioning.repeat(2))
+    chosen, rejected = utility.float().chunk(2)
+    return chosen, rejected
+
+
+def pair_loss(
+    chosen: Tensor,
+    rejected: Tensor,
+    sigma: Tensor,
+    target: Tensor,
+    likelihood: Likelihood,
+    objective: Objective,
+    *,
+    soft_labels: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Loss of each pair and log-probability of its chosen side, both `[b]`.
+
+    Hard labels are the majority of the votes; a tie then weighs nothing, and the others weigh so that the mean over the
+    batch is the mean over the decided.
+    """
+    log_prob = likelihood.log_prob(chosen, rejected, sigma)
+    reversed_log_prob = likelihood.log_prob(rejected, chosen, sigma)
+    if soft_labels:
+        return objective(log_prob, target, reversed_log_prob), log_prob
+    decided = target != 0.5
+    weight = decided * (len(target) / decided.sum().clamp_min(1))
+    return weight * objective(log_prob, (target > 0.5).to(log_prob), reversed_log_prob), log_prob
+
+
+def training_step(
+    network: nn.Module,
+    batch: PreferenceBatch,
+    process: ForwardProcess,
+    levels: Levels,
+    likelihood: Likelihood,
+    objective: Objective,
+    generator: torch.Generator,
+    *,
+    sigma: Tensor | None = None,
+    soft_labels: bool = True,
+) -> StepResult:
+    """Draw one sigma and one noise a pair, and weigh what the network says (paper, section 3; method.md 1 and 2).
+
+    Args:
+        network: `(state, conditioning) -> utility [2b]`.
+        batch: b pairs, on the network's device.
+        process: the rule from latents to a state.
+        levels: distribution over sigma.
+        likelihood: law of choice.
+        objective: log-probability to loss.
+        generator: on the CPU; levels are drawn first, then noise.
+        sigma: levels drawn already `[b]`, as where several processes share one stratified draw.
+        soft_labels: the share of votes as target, or the majority.
+
+    Returns:
+        The loss with its gradient; the rest is detached.
+
+    Raises:
+        ShapeError: an empty batch.
+    """
+    if not len(batch):
+        raise ShapeError("a training step needs at least one pair, got an empty batch")
+    device = batch.latents_chosen.device
+    if sigma is None:
+        sigma = levels.sample(len(batch), generator)
+    sigma = sigma.to(device)
+    noise = torch.randn(batch.latents_chosen.shape, generator=generator).to(device)
+    chosen, rejected = pair_utilities(network, batch, process, sigma, noise)
+    target = batch.target.to(chosen)
+    loss, log_prob = pair_loss(chosen, rejected, sigma, target, likelihood, objective, soft_labels=soft_labels)
+    margin = (chosen - rejected).detach()
+    # A margin that is not finite has no order; the loss says so to whoever asks.
+    accuracy = pair_credit(margin.nan_to_num(), target).accuracy
+    return StepResult(loss.mean(), log_prob.detach(), margin, sigma, torch.tensor(accuracy, device=device))

@@ -1,0 +1,1 @@
+"""Worlds to experiment in: art, a generator, an independent judge."""

@@ -1,0 +1,34 @@
+"""The budget: a control differs from the model in one thing only."""
+
+from pathlib import Path
+
+import pytest
+
+from dina_lrm.demo.settings import CONTROLS, FAST, FULL, HEADLINE, RULES, RUNS, train_config
+
+
+def config(run, num_blocks=8, budget=FULL):
+    return train_config(Path("world"), Path("out"), RUNS[run], budget, num_blocks, seed=0)
+
+
+def test_only_the_weights_differ_between_the_runs():
+    main, control = (config(name).model_dump() for name in ("main", "random"))
+    assert {key for key in main if main[key] != control[key]} == {"initialise"}
+
+
+@pytest.mark.parametrize("num_blocks", [1, 2, 3, 6, 8, 24])
+def test_taps_rise_within_the_first_half(num_blocks):
+    taps = config("main", num_blocks).backbone.image_taps
+    assert list(taps) == sorted(set(taps))
+    assert taps[-1] == max(1, num_blocks // 2)
+
+
+def test_names_fit_together():
+    assert HEADLINE in RULES
+    assert {control.run for control in CONTROLS.values()} <= set(RUNS)
+    assert not set(CONTROLS) & set(RULES)
+
+
+def test_fast_is_less():
+    assert FAST.num_steps < FULL.num_steps
+    assert FAST.candidates == FULL.candidates
