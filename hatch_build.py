@@ -10,7 +10,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-CARRIED = ("pipeline", "judge", "preferences", "art", "README.md")
+CARRIED = ("pipeline", "judge", "oracle", "preferences", "art", "licences", "README.md")
 
 
 class CustomBuildHook(BuildHookInterface[Any]):

@@ -87,7 +87,9 @@ def download(package: str, cache: Path) -> Path:
     folder = cache / re.sub(r"[^a-z0-9.]+", "-", package)
     if not folder.exists():
         cache.mkdir(parents=True, exist_ok=True)
-        done = subprocess.run(["npm", "pack", "--silent", package], cwd=cache, check=True, capture_output=True, text=True)
+        done = subprocess.run(
+            ["npm", "pack", "--silent", package], cwd=cache, check=True, capture_output=True, text=True
+        )
         archive = cache / done.stdout.strip().splitlines()[-1]
         with tarfile.open(archive) as tar:
             tar.extractall(folder, filter="data")
@@ -113,7 +115,9 @@ def read_concepts(package: Path) -> list[Concept]:
             continue
         keywords = tuple(tag for tag in row.get("tags", []) if tag.isascii() and len(tag) > 2)
         concepts.append(
-            Concept(row["label"].lower(), plain_hexcode(row["hexcode"]), GROUPS[row["group"]], row["subgroup"], keywords)
+            Concept(
+                row["label"].lower(), plain_hexcode(row["hexcode"]), GROUPS[row["group"]], row["subgroup"], keywords
+            )
         )
     return concepts
 

@@ -42,7 +42,7 @@ class Ema:
     def update(self, module: nn.Module) -> None:
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        ours = [p for p in self.module.parameters()]
+        ours = list(self.module.parameters())
         torch._foreach_lerp_(ours, list(module.parameters()), 1 - decay)
 
 
