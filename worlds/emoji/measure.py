@@ -200,9 +200,12 @@ def describe(results: dict[str, Any]) -> str:
 
 def write_card(results: dict[str, Any], readme: Path) -> None:
     """Put the tables between the marks of the data card."""
-    start, end = "<!-- measurements -->\n", "\n<!-- /measurements -->"
+    start, end = "<!-- measurements -->", "<!-- /measurements -->"
     head, _, rest = readme.read_text().partition(start)
-    readme.write_text(head + start + describe(results) + end + rest.partition(end)[2])
+    _, found, tail = rest.partition(end)
+    if not found:
+        raise ValueError(f"{readme} lacks the marks {start} and {end}")
+    readme.write_text(f"{head}{start}\n{describe(results)}\n{end}{tail}")
 
 
 CURVES = {
