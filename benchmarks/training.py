@@ -65,7 +65,12 @@ def main(quick: bool = True, world: Path | None = None) -> list[dict[str, Any]]:
         for step in range(warm_up + steps):
             for name, taken in seconds.items():
                 started = time.perf_counter()
-                _step(run, step, naive_text=name in ("text encoded each step", "naive"), naive_forward=name in ("two forwards", "naive"))
+                _step(
+                    run,
+                    step,
+                    naive_text=name in ("text encoded each step", "naive"),
+                    naive_forward=name in ("two forwards", "naive"),
+                )
                 if step >= warm_up:
                     taken.append(time.perf_counter() - started)
     return [_row(name, taken, seconds["ours"], config.batch_size) for name, taken in seconds.items()]

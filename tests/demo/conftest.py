@@ -63,5 +63,5 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_preference_data(root / "preferences", candidates, torch.stack(latents), pairs, "made up")
     (root / "art").mkdir()
     pq.write_table(pa.table({"image": [webp(10), webp(200)]}), root / "art" / "noto.parquet")
-    (root / "quality.json").write_text('{"psnr": 28.5, "nested": {}}')
+    (root / "measurements.json").write_text('{"psnr_db": {"held_out": {"value": 28.5}}, "seen_pairs": 1}')
     return root

@@ -53,7 +53,7 @@ def test_report_and_results_agree(told):
         "blank",
     ]
     assert results.row("swapped").cards["test"].prompts_shown == "swapped"
-    assert results.world.quality == {"psnr": 28.5}
+    assert results.world.quality == {"reconstruction of held-out art, dB": 28.5}
     assert results.world.transformer_blocks == 6 and results.world.kept_blocks == 3
     assert results.encoding.pictures == 2
     assert [run.backbone for run in results.training] == ["pretrained", "random"]

@@ -135,7 +135,9 @@ def test_hard_labels_take_the_majority_and_drop_ties() -> None:
     sigma, target = torch.full((3,), 0.5), torch.tensor([0.6, 0.5, 0.2])
     hard, _ = pair_loss(chosen, rejected, sigma, target, Thurstone(), nll, soft_labels=False)
     law = Thurstone()
-    decided = torch.stack([nll(law.log_prob(chosen, rejected, sigma))[0], nll(law.log_prob(rejected, chosen, sigma))[2]])
+    decided = torch.stack(
+        [nll(law.log_prob(chosen, rejected, sigma))[0], nll(law.log_prob(rejected, chosen, sigma))[2]]
+    )
     assert hard[1] == 0
     assert torch.allclose(hard.mean(), decided.mean())
     soft, _ = pair_loss(chosen, rejected, sigma, target, Thurstone(), nll)

@@ -17,7 +17,6 @@ from dina_lrm.backbones import AdapterConfig, BackboneConfig
 from dina_lrm.checkpoint import verify_model
 from dina_lrm.errors import CheckpointError, ConfigError, DataError, WorkError
 from dina_lrm.heads import MeanPoolHeadConfig
-from dina_lrm.noise import seeded_noise
 from dina_lrm.runtime.metrics_log import read_metrics
 from dina_lrm.training import LevelsConfig, OptimiserConfig, TrainConfig, Trainer, ValidationConfig
 from dina_lrm.training import run as run_module
@@ -56,6 +55,14 @@ def same_weights(one: TrainConfig, other: TrainConfig) -> bool:
     return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
+def run_beside(root: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+    """Another Python process that sees our code and our tests."""
+    path = os.pathsep.join([str(root), str(root / "src"), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=root, env={**os.environ, "PYTHONPATH": path}, capture_output=True, check=False
+    )
+
+
 def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[], Any]) -> None:
     """Do something at the end of a step, counted from 1."""
     original = run_module.TrainingRun.step
@@ -74,7 +81,18 @@ def test_a_run_learns_logs_measures_and_saves(configure: Configure) -> None:
     trainer = train(config)
     train_rows = rows(config)
     assert [row["step"] for row in train_rows] == list(range(1, 61))
-    wanted = {"kind", "step", "loss", "accuracy", "margin", "lr", "grad_norm", "pairs_per_second", "sigma_mean", "seconds"}
+    wanted = {
+        "kind",
+        "step",
+        "loss",
+        "accuracy",
+        "margin",
+        "lr",
+        "grad_norm",
+        "pairs_per_second",
+        "sigma_mean",
+        "seconds",
+    }
     assert set(train_rows[0]) == wanted
     validation = rows(config, "validation")
     assert [(row["step"], row["sigma"]) for row in validation[-2:]] == [(60, 0.1), (60, 0.7)]
@@ -149,7 +167,9 @@ def test_killed_while_saving_then_resumed_equals_uninterrupted(
     train(whole)
     command = [sys.executable, "-m", "tests.training.killed", str(preferences), str(killed.out)]
     path = os.pathsep.join([str(root), str(root / "src"), os.environ.get("PYTHONPATH", "")])
-    process = subprocess.run(command, cwd=root, env={**os.environ, "PYTHONPATH": path}, capture_output=True, check=False)
+    process = subprocess.run(
+        command, cwd=root, env={**os.environ, "PYTHONPATH": path}, capture_output=True, check=False
+    )
     assert process.returncode == -signal.SIGKILL, process.stderr.decode()
     checkpoints = killed.out / "checkpoints"
     assert [s.step for s in find_snapshots(checkpoints)] == [3]
@@ -243,7 +263,9 @@ def test_gradients_are_clipped_once_per_optimiser_step(configure: Configure, mon
 
 
 def test_accumulated_micro_steps_equal_one_large_step(configure: Configure) -> None:
-    large = configure("large", batch_size=8, num_steps=1, levels=LevelsConfig.model_validate({"law": {"kind": "constant"}}))
+    large = configure(
+        "large", batch_size=8, num_steps=1, levels=LevelsConfig.model_validate({"law": {"kind": "constant"}})
+    )
     small = configure("small", batch_size=4, gradient_accumulation_steps=2, num_steps=1, levels=large.levels)
     for config in (large, small):
         train(config)
@@ -285,15 +307,18 @@ def test_divergence_names_the_step(configure: Configure, monkeypatch: pytest.Mon
 
 def test_the_control_differs_in_its_base_only(configure: Configure) -> None:
     backbone = BackboneConfig(image_taps=(1,), text_taps=(1,), adapter=None)
-    runs = [train(configure(kind, initialise=kind, backbone=backbone, num_steps=1)) for kind in ("pretrained", "random")]
+    runs = [
+        train(configure(kind, initialise=kind, backbone=backbone, num_steps=1)) for kind in ("pretrained", "random")
+    ]
     bases = [t.network.backbone.network.image.weight for t in runs]
     assert not torch.equal(*bases)
     assert runs[0].network.head.merge_image.weight.shape == runs[1].network.head.merge_image.weight.shape
 
 
 def test_measuring_does_not_change_what_is_learned(configure: Configure) -> None:
-    often, never = configure("often", validation=ValidationConfig(every=1, sigmas=(0.2,))), configure(
-        "never", validation=ValidationConfig(every=0)
+    often, never = (
+        configure("often", validation=ValidationConfig(every=1, sigmas=(0.2,))),
+        configure("never", validation=ValidationConfig(every=0)),
     )
     for config in (often, never):
         train(config)
@@ -316,10 +341,28 @@ def test_bad_places_are_told(configure: Configure, tmp_path: Path) -> None:
 
 
 def test_noise_of_validation_has_no_neighbours(configure: Configure) -> None:
-    one, other = configure("one"), configure("other", validation=ValidationConfig(every=5, num_pairs=8, sigmas=(0.1, 0.7), batch_size=8))
+    one, other = (
+        configure("one"),
+        configure("other", validation=ValidationConfig(every=5, num_pairs=8, sigmas=(0.1, 0.7), batch_size=8)),
+    )
     for config in (one, other):
         train(config)
     for mine, theirs in zip(rows(one, "validation"), rows(other, "validation"), strict=True):
         assert mine["loss"] == pytest.approx(theirs["loss"], abs=1e-6)
         assert mine["accuracy"] == theirs["accuracy"]
-    assert seeded_noise((2,), 0).shape == (1, 2)
+
+
+def test_two_processes_learn_one_model_from_strata_over_both(
+    configure: Configure, preferences: Path, root: Path
+) -> None:
+    config = configure()
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    process = run_beside(root, *launch, "-m", "tests.training.two_processes", str(preferences), str(config.out))
+    assert process.returncode == 0, process.stderr.decode()
+    ended = [line for line in process.stdout.decode().splitlines() if line.startswith("ENDED")]
+    assert len(ended) == 2
+    assert ended[0] == ended[1]
+    assert [row["step"] for row in rows(config)] == list(range(1, 11))
+    assert all(abs(row["sigma_mean"] - 0.5) <= 0.5 / 8 for row in rows(config))
+    assert len(rows(config, "validation")) == 4
+    verify_model(config.out / "model")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -53,10 +54,13 @@ class PairBatches:
         first = (step * self.world_size + self.rank) * self.batch_size
         positions = np.arange(first, first + self.batch_size)
         epochs, places = np.divmod(positions, self.num_pairs)
-        return np.concatenate([self._permutation(int(e))[places[epochs == e]] for e in np.unique(epochs)])
+        parts = [_permutation(self.num_pairs, self.seed, int(e))[places[epochs == e]] for e in np.unique(epochs)]
+        return np.concatenate(parts)
 
-    def _permutation(self, epoch: int) -> npt.NDArray[np.int64]:
-        return np.random.default_rng((self.seed, epoch)).permutation(self.num_pairs)
+
+@lru_cache(maxsize=4)
+def _permutation(num_pairs: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    return np.random.default_rng((seed, epoch)).permutation(num_pairs)
 
 
 def unique_prompts(*tables: PairTable) -> list[str]:

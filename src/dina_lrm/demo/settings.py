@@ -148,10 +148,10 @@ def train_config(world: Path, out: Path, run: Run, budget: Budget, num_blocks: i
         base=str(world / "pipeline"),
         out=out,
         backbone=BackboneConfig(
-            # The world has no T5: a longer prompt only adds empty tokens, and it was trained with as few as 16.
+            # The T5 of the world is empty: a longer prompt only adds zero tokens, and it was trained with as few as one.
             image_taps=taps,
             text_taps=taps,
-            max_sequence_length=16,
+            max_sequence_length=1,
             adapter=AdapterConfig(rank=16, alpha=32),
         ),
         initialise=run.initialise,

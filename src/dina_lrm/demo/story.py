@@ -165,7 +165,7 @@ class _Demo:
             "Encode prompts once, and pictures",
             EncodingFacts,
             {"backbone": self.configs["main"].backbone.model_dump(mode="json")},
-            lambda: encode_world(self.world, self.data, self.configs["main"].backbone, self.budget, self.out / "cache"),
+            lambda: encode_world(self.world, self.data, self.configs["main"].backbone, self.budget),
         )
         self.log(f"      {facts.prompts:,} prompts, {facts.prompts_per_second:,.0f} a second")
         return facts
@@ -183,9 +183,9 @@ class _Demo:
         label = f"Train: LoRA and head on {run.long_label}, {config.num_steps} steps"
         facts = self.steps.run(f"train-{name}", label, TrainingFacts, settings, work)
         at = [p for p in facts.validation if p.step == facts.steps]
+        measured = ", ".join(f"{100 * p.accuracy:.1f} at sigma {p.sigma:g}" for p in at)
         self.log(
-            f"      {facts.pairs_per_second:,.0f} pairs a second; validation accuracy "
-            + ", ".join(f"{100 * p.accuracy:.1f} at sigma {p.sigma:g}" for p in at)
+            f"      {facts.pairs_per_second:,.0f} pairs a second" + (f"; validation accuracy {measured}" if at else "")
         )
         return facts
 
@@ -222,16 +222,22 @@ class _Demo:
 
     def _commands(self, ranked: Ranked) -> tuple[str, ...]:
         """What to type next, with paths from here."""
-        model = shlex.quote(os.path.relpath(self.out / "model"))
+        model = _typed(self.out / "model")
         if not ranked.shown:
             return (f"dina-lrm info {model}",)
         prompt = shlex.quote(ranked.shown[0].prompt)
-        images = " ".join(shlex.quote(os.path.relpath(self._picture_path(name))) for name in _ends(ranked.shown))
+        images = " ".join(_typed(self._picture_path(name)) for name in _ends(ranked.shown))
         return (
             f"dina-lrm score --model {model} --prompt {prompt} --ensemble 0.2,0.5,0.7 {images}",
             f"dina-lrm compare --model {model} --prompt {prompt} {images}",
             f"dina-lrm info {model}",
         )
+
+
+def _typed(path: Path) -> str:
+    """A path as one would type it from here."""
+    near = os.path.relpath(path)
+    return shlex.quote(str(path.resolve()) if near.startswith(os.pardir) else near)
 
 
 def _ends(rankings: tuple[Any, ...]) -> tuple[str, ...]:

@@ -195,7 +195,8 @@ def training_figure(runs: Sequence[TrainingFacts], what: str) -> str:
         axes.set_xlim(0, max(run.at_step[-1] for run in runs) * 1.02)
         axes.margins(y=0.08)
         if what == "accuracy":
-            axes.set_ylim(45, 100)
+            lowest = min((v for line in lines for v in line.y if not math.isnan(v)), default=50.0)
+            axes.set_ylim(min(45.0, lowest - 3), 100)
         if what == "learning_rate":
             axes.set_ylim(bottom=0)
         elif len(lines) > 1:
@@ -283,7 +284,7 @@ def reliability_figure(card: CalibrationCard, name: str) -> str:
         value, low, high = _percent([b.share for b in card.reliability])
         axes.plot([50, 100], [50, 100], color=MUTED, linewidth=1, linestyle=(0, (4, 2.5)))
         axes.text(
-            70, 71.2, "says what happens", color=MUTED, fontsize=11, rotation=45, rotation_mode="anchor", va="bottom"
+            79, 80.2, "says what happens", color=MUTED, fontsize=11, rotation=45, rotation_mode="anchor", va="bottom"
         )
         axes.fill_between(x, low, high, color=BLUE, alpha=0.14, linewidth=0)
         axes.vlines(x, low, high, color=BLUE, linewidth=1.2)

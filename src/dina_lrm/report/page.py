@@ -60,11 +60,12 @@ def render(results: DemoResults, pictures: Mapping[str, bytes]) -> str:
         "<footer>Every number on this page is in <code>results.json</code> beside it. Intervals are 95 % percentile bootstraps "
         "over prompts: pairs of one prompt are alike, so prompts are drawn anew, not pairs.</footer>",
     ]
+    body = "".join(parts).replace(" %", "\u00a0%")  # a number and its sign stay on one line
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>DiNa-LRM: {escape(results.world.name)}</title>\n<style>\n{style}</style></head>\n"
-        f"<body><main>\n{''.join(parts)}\n</main></body></html>\n"
+        f"<body><main>\n{body}\n</main></body></html>\n"
     )
 
 
@@ -153,7 +154,7 @@ def _tiles(results: DemoResults) -> str:
         )
     tiles += [
         _tile(
-            f"Best of {best.n}, {best.pool}",
+            f"Best of {best.n} {best.pool}",
             f"{100 * best.captured:.0f} %",
             "of what a perfect choice would gain over a blind one, in oracle utility",
         )
@@ -166,7 +167,7 @@ def _tiles(results: DemoResults) -> str:
 def _samples(results: DemoResults, pictures: Mapping[str, bytes]) -> str:
     grid = "".join(f"<div>{_picture(pictures, s.picture, s.prompt)}{escape(s.prompt)}</div>\n" for s in results.samples)
     size = results.world.image_size
-    quality = ", ".join(f"{escape(name)} {value:.3g}" for name, value in results.world.quality.items())
+    quality = "; ".join(f"{escape(name)}: {value:.1f}" for name, value in results.world.quality.items())
     return _section(
         "What the generator draws",
         _p(
@@ -452,7 +453,7 @@ def _gain(best: BestOf) -> str:
         return f'<td>{estimate.value:.2f} <span class="ends">{estimate.low:.2f} – {estimate.high:.2f}</span></td>'
 
     captured = "–" if math.isnan(best.captured) else f"{100 * best.captured:.0f} %"
-    label = f"best of {best.n}, {best.pool}; {best.prompts} prompts"
+    label = f"{best.n} {best.pool}; {best.prompts} prompts"
     cells = [cell(e) for e in (best.best, best.average, best.worst, best.oracle_best)]
     return _table_row(label, "", "", [*cells, f"<td>{captured}</td>"])
 

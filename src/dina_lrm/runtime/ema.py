@@ -7,7 +7,6 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from dina_lrm.errors import CheckpointError, ValueRangeError
 
@@ -56,9 +55,8 @@ class Ema:
         """Take one step towards the present values."""
         averages = list(self._averages.values())
         if averages:
-            values: list[Tensor | nn.Parameter] = [p.detach().float() for p in self._parameters.values()]
-            average = get_ema_multi_avg_fn(warmed_decay(self.decay, self.num_updates))
-            average(averages, values, self.num_updates)
+            values = [p.detach().float() for p in self._parameters.values()]
+            torch._foreach_lerp_(averages, values, 1 - warmed_decay(self.decay, self.num_updates))
         self.num_updates += 1
 
     @contextmanager

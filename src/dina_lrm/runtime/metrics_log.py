@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TextIO
@@ -45,6 +45,11 @@ class MetricsLog:
     def write(self, row: Row) -> None:
         """Append one row; a number that is not finite becomes null, for JSON knows none."""
         self._file.write(_line(row))
+
+    def extend(self, rows: Sequence[Row]) -> None:
+        """Append several rows."""
+        for row in rows:
+            self.write(row)
 
     def close(self) -> None:
         """Close the file."""

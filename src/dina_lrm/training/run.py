@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -198,11 +199,8 @@ class TrainingRun:
             )
         # A mean over the processes serves as the sum: scores are ratios of these.
         scores = self._validation.scores(mean_over_processes(self.accelerator, sums.to(self.accelerator.device)).cpu())
-        return [
-            {"kind": "validation", "step": step, "weights": self.weights, "split": self.config.validation.split}
-            | vars(score)
-            for score in scores
-        ]
+        told: Row = {"kind": "validation", "step": step, "weights": self.weights, "split": self.config.validation.split}
+        return [{**told, **asdict(score)} for score in scores]
 
     @property
     def weights(self) -> str:

@@ -92,8 +92,8 @@ class Trainer:
                     last = done == run.num_steps
                     if _due(done, config.validation.every) or last:
                         rows += run.validate(done)
-                    for row in rows if log is not None else ():
-                        log.write(row)
+                    if log is not None:
+                        log.extend(rows)
                     bar.advance(**{name: float(rows[0][name] or 0) for name in ("loss", "accuracy")})
                     if _due(done, config.save_every) or last or stopping:
                         run.save(done, identity)

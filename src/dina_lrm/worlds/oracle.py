@@ -146,7 +146,14 @@ class StyleReader(nn.Module):
 
 
 class Oracle:
-    """What a picture is worth for a prompt: a function of pixels, concept and style alone."""
+    """What a picture is worth for a prompt: a function of pixels, concept and style alone.
+
+    Args:
+        judge: reads concepts and quality, and lends its features.
+        style_reader: reads styles.
+        drawings: real art by concept, `[k 3 64 64]` uint8.
+        taste: weights of the terms.
+    """
 
     def __init__(
         self,
@@ -155,14 +162,6 @@ class Oracle:
         drawings: Mapping[str, Tensor],
         taste: Taste | None = None,
     ) -> None:
-        """Put an oracle together.
-
-        Args:
-            judge: reads concepts and quality, and lends its features.
-            style_reader: reads styles.
-            drawings: real art by concept, `[k 3 64 64]` uint8.
-            taste: weights of the terms.
-        """
         self.judge = judge
         self.style_reader = style_reader
         self.drawings = drawings

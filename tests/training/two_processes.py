@@ -1,0 +1,27 @@
+"""Run under torchrun: train on two processes, then say what each of them ended with."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from dina_lrm.training import Trainer, assemble
+from tests.training.fake import load_fake, make_config
+
+
+def main(data: str, out: str) -> None:
+    """Two micro steps of two pairs a process make eight pairs a step."""
+    torch.set_num_threads(1)
+    assemble.load_backbone = load_fake
+    trainer = Trainer(make_config(Path(data), Path(out), batch_size=2, gradient_accumulation_steps=2), quiet=True)
+    trainer.run()
+    assert trainer.network is not None
+    sums = {name: float(value.double().sum()) for name, value in trainer.network.head.state_dict().items()}
+    print("ENDED", json.dumps(sums), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
