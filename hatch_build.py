@@ -10,7 +10,17 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-CARRIED = ("pipeline", "judge", "oracle", "preferences", "art", "licences", "README.md")
+CARRIED = (
+    "pipeline",
+    "judge",
+    "oracle",
+    "preferences",
+    "art",
+    "licences",
+    "measurements.json",
+    "README.md",
+    "PREFERENCES.md",
+)
 
 
 class CustomBuildHook(BuildHookInterface[Any]):

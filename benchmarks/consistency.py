@@ -23,8 +23,8 @@ def main(quick: bool = True) -> list[dict[str, Any]]:
     """A row a way to ask: largest difference from the score alone, by batch size; quick compares 8 samples, else all 64."""
     model = RewardModel.from_pretrained(GOLDEN / "reward", base=str(GOLDEN / "pipeline"))
     generator = torch.Generator().manual_seed(0)
-    latents = torch.randn(64, 16, 16, 16, generator=generator)
-    prompts = model.encode_prompts(["a cat", "two dogs on a hill", "", "a fox in the snow, oil painting"])
+    latents = torch.randn(64, 16, 8, 8, generator=generator)
+    prompts = model.encode_prompts(["a cat", "two dogs on a hill", "", "a fox in the snow, oil painting"], 16)
     conditioning = prompts[torch.arange(64) % 4]
     return [
         {"asked": name, **_compare(model, latents, conditioning, 8 if quick else 64, rule)}

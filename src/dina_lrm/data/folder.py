@@ -112,7 +112,9 @@ class PreferenceData:
         folder = Path(folder)
         path = folder / INFO_FILE
         if not path.is_file():
-            raise DataError(f"{folder} is no preference folder: {INFO_FILE} is missing; write one with dina-lrm encode")
+            raise DataError(
+                f"{folder} is no preference folder: {INFO_FILE} is missing; write_preference_data makes one"
+            )
         try:
             info = json.loads(path.read_bytes())
             version = info["schema_version"]

@@ -70,6 +70,7 @@ def train_and_tell(models: Models, name: str, run: Run) -> TrainingFacts:
         label=run.label,
         backbone=run.initialise,
         head=config.head.kind,
+        objective=config.objective,
         steps=len(steps),
         batch_size=config.batch_size,
         trained_parameters=sum(tensor.numel() for tensor in trained),

@@ -181,7 +181,7 @@ def _samples(results: DemoResults, pictures: Mapping[str, bytes]) -> str:
 
 def _training(results: DemoResults) -> str:
     titles = {
-        "loss": "Loss (fidelity)",
+        "loss": f"Loss ({escape(results.training[0].objective)})",
         "accuracy": "Accuracy, % (dots: validation)",
         "learning_rate": "Learning rate of the head, 10⁻⁴",
     }

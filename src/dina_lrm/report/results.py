@@ -95,6 +95,7 @@ class TrainingFacts(Card):
         label: for people.
         backbone: "pretrained" or "random".
         head: kind of the head.
+        objective: what the loss is.
         steps: optimiser steps.
         batch_size: pairs a step.
         trained_parameters: adapter and head.
@@ -112,6 +113,7 @@ class TrainingFacts(Card):
     label: str
     backbone: str
     head: str
+    objective: str = "fidelity"
     steps: int
     batch_size: int
     trained_parameters: int
