@@ -54,12 +54,19 @@ class EncodedEachTime(dict[str, Conditioning]):
 
 
 def main(quick: bool = True, world: Path | None = None) -> list[dict[str, Any]]:
-    """Pairs a second of both and their ratio; quick times 8 steps of each, else 40."""
-    steps, warm_up = (8 if quick else 40), 2
+    """Pairs a second of both and their ratio, at the demo's batch and at the paper's 4 pairs a device.
+
+    Quick times 8 steps of each, else 40.
+    """
+    return [row for batch_size in (FULL.batch_size, 4) for row in _measure(8 if quick else 40, batch_size, world)]
+
+
+def _measure(steps: int, batch_size: int, world: Path | None) -> list[dict[str, Any]]:
+    warm_up = 2
     with tempfile.TemporaryDirectory() as folder:
         root = emoji_root(world)
         config = train_config(root, Path(folder), RUNS["main"], FULL, num_blocks(root), 0)
-        config = config.model_copy(update={"validation": ValidationConfig(every=0)})
+        config = config.model_copy(update={"validation": ValidationConfig(every=0), "batch_size": batch_size})
         run = TrainingRun(config, create_accelerator(device="cpu"))
         seconds: dict[str, list[float]] = {"ours": [], "text encoded each step": [], "two forwards": [], "naive": []}
         for step in range(warm_up + steps):
@@ -73,7 +80,7 @@ def main(quick: bool = True, world: Path | None = None) -> list[dict[str, Any]]:
                 )
                 if step >= warm_up:
                     taken.append(time.perf_counter() - started)
-    return [_row(name, taken, seconds["ours"], config.batch_size) for name, taken in seconds.items()]
+    return [_row(name, taken, seconds["ours"], batch_size) for name, taken in seconds.items()]
 
 
 def _step(run: TrainingRun, step: int, naive_text: bool, naive_forward: bool) -> None:
@@ -93,6 +100,7 @@ def _step(run: TrainingRun, step: int, naive_text: bool, naive_forward: bool) ->
 def _row(name: str, taken: list[float], ours: list[float], pairs: int) -> dict[str, Any]:
     ratios = sorted(other / mine for other, mine in zip(taken, ours, strict=True))
     return {
+        "pairs": pairs,
         "step": name,
         "ms": 1000 * statistics.median(taken),
         "pairs a second": pairs / statistics.median(taken),

@@ -239,7 +239,7 @@ class Comparison:
     """Which of two candidates is preferred.
 
     Attributes:
-        probability: that a is preferred to b, by the model's law of choice, averaged over the draws.
+        probability: that a is preferred to b: the model's law of choice at the margin averaged over the draws.
         interval: 95 % interval of that probability over noise draws.
         margin: utility of a less utility of b.
         reward_a: calibrated reward of a.

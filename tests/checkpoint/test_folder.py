@@ -148,3 +148,10 @@ def test_nothing_is_left_of_a_save_that_fails(golden_model, tmp_path):
     finally:
         queries.copy_(kept)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_config_that_names_no_files_is_no_whole_model(folder):
+    change(folder, files={})
+    for act in (lambda: load_model(folder, base=BASE), lambda: verify(folder)):
+        with pytest.raises(CheckpointError, match="must name the files"):
+            act()

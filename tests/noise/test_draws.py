@@ -24,7 +24,7 @@ def test_noise_is_standard_normal():
     assert abs(noise.mean()) < 0.01 and abs(noise.std() - 1) < 0.01
 
 
-@pytest.mark.parametrize(("seed", "draws"), [(-1, 1), (0, 0)])
+@pytest.mark.parametrize(("seed", "draws"), [(-1, 1), (2**63, 1), (0, 0)])
 def test_bad_seeds_and_counts_are_refused(seed, draws):
     with pytest.raises(ValueRangeError):
         seeded_noise((1, 2, 2), seed, draws)

@@ -67,7 +67,7 @@ def test_mode_is_the_published_formula():
         lambda: Uniform(0.7, 0.2),
         lambda: Constant(1.5),
         lambda: Power(0.0),
-        lambda: Beta(0.0, 1.0),
+        lambda: Beta(0.1, 1.0),
         lambda: LogitNormal(0.0, 0.0),
         lambda: Mode(3.0),
     ],

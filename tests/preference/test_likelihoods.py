@@ -69,3 +69,10 @@ def test_shapes_that_would_broadcast_are_refused(law):
 def test_impossible_variances_are_refused(arguments):
     with pytest.raises(ValueRangeError):
         Thurstone(*arguments)
+
+
+def test_a_margin_is_for_training_and_not_for_probabilities():
+    equal = torch.zeros(1)
+    assert BradleyTerry(1.0).log_prob(equal, equal).exp().item() < 0.3
+    assert BradleyTerry(1.0).choice().log_prob(equal, equal).exp().item() == pytest.approx(0.5)
+    assert Thurstone().choice() == Thurstone()

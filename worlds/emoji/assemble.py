@@ -66,6 +66,9 @@ def save(pipeline: StableDiffusion3Pipeline, out: Path) -> None:
     for folder in (fresh, stale):
         shutil.rmtree(folder, ignore_errors=True)
     StableDiffusion3Pipeline(**halves).save_pretrained(fresh)
+    for config in fresh.glob("*/config.json"):
+        kept = {key: value for key, value in json.loads(config.read_text()).items() if key != "_name_or_path"}
+        config.write_text(json.dumps(kept, indent=2) + "\n")  # where it was built is nobody's business
     for config in fresh.glob("text_encoder*/config.json"):
         # transformers loads in the dtype that the config names, diffusers in float32: without this a plain
         # from_pretrained gives half-precision encoders before a single-precision transformer.

@@ -150,11 +150,17 @@ def read_config(folder: Path) -> ModelConfig:
 
 
 def check_sizes(folder: Path, config: ModelConfig) -> None:
-    """Every file that the config names is there and has its size.
+    """The config names just the files that a model has, and each is there and has its size.
 
     Raises:
-        CheckpointError: the first that is missing or cut.
+        CheckpointError: the first that is unnamed, missing or cut.
     """
+    needed = {HEAD_FILE} if config.backbone.adapter is None else {HEAD_FILE, ADAPTER_FILE, ADAPTER_CONFIG_FILE}
+    if config.files.keys() != needed:
+        odd = sorted(config.files.keys() ^ needed)[0]
+        raise CheckpointError(
+            f"{folder / 'config.json'} must name the files {sorted(needed)}; {odd!r} is on one side only"
+        )
     for name, entry in config.files.items():
         path = folder / name
         if not path.is_file():

@@ -73,7 +73,8 @@ def find_published(path: Path) -> tuple[Path, Path] | None:
     Raises:
         CheckpointError: a head without a configuration near it.
     """
-    steps = sorted(path.glob("checkpoints/step_*"), reverse=True)
+    numbered = [(int(found[1]), p) for p in path.glob("checkpoints/step_*") if (found := re.search(r"_(\d+)$", p.name))]
+    steps = [step for _, step in sorted(numbered, reverse=True)]
     for folder in (path, path / "checkpoint", *steps):
         if (folder / HEAD_FILE).is_file():
             for above in (folder, folder.parent, folder.parent.parent):
@@ -98,7 +99,8 @@ def load_published(
     """
     config = read_published_config(config_path, checkpoint)
     head_state = read_head(checkpoint / HEAD_FILE)
-    if isinstance(config.head, QueryHeadConfig) and config.head.bounded and "output.centre" not in head_state:
+    bounded = isinstance(config.head, QueryHeadConfig) and config.head.bounded
+    if bounded and not {"output.centre", "output.width"} & head_state.keys():
         head_state |= {"output.centre": torch.tensor(0.0), "output.width": torch.tensor(0.15)}
         config = config.model_copy(update={"notes": (*config.notes, ASSUMED_LOGISTIC)})
     backbone = load_backbone(

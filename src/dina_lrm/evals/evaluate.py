@@ -312,8 +312,8 @@ def _calibration(scored: ScoredSplit, likelihood: Likelihood, bins: int) -> Cali
     view = scored.view
     chosen, rejected = scored.utility[view.chosen], scored.utility[view.rejected]
     sigma = torch.full_like(chosen, scored.rule.choice_sigma)
-    log_prob = likelihood.log_prob(chosen, rejected, sigma)
-    log_prob_other = likelihood.log_prob(rejected, chosen, sigma)
+    law = likelihood.choice()
+    log_prob, log_prob_other = law.log_prob(chosen, rejected, sigma), law.log_prob(rejected, chosen, sigma)
     curve = reliability(log_prob.exp(), view.target, bins)
     entropy = soft_nll(view.target.log(), (1 - view.target).log(), view.target)
     return CalibrationCard(

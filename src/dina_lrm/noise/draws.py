@@ -17,17 +17,17 @@ def seeded_noise(shape: Sequence[int], seed: int, draws: int = 1) -> Tensor:
 
     Args:
         shape: of one draw, `(c, h, w)`.
-        seed: of the generator, 0 or more.
+        seed: of the generator, 0 or more and below 2^63.
         draws: how many.
 
     Returns:
         `[draws c h w]` on the CPU, float32.
 
     Raises:
-        ValueRangeError: a negative seed, or no draws.
+        ValueRangeError: a seed outside, or no draws.
     """
-    if seed < 0:
-        raise ValueRangeError(f"seed must be 0 or more, got {seed}")
+    if not 0 <= seed < 2**63:
+        raise ValueRangeError(f"seed must be 0 or more and below 2^63, got {seed}")
     if draws < 1:
         raise ValueRangeError(f"draws must be 1 or more, got {draws}")
     generator = torch.Generator().manual_seed(seed)

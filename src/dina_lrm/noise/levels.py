@@ -116,8 +116,9 @@ class Beta(Levels):
     b: float = 2.0
 
     def __post_init__(self) -> None:
-        _require(self.a > 0, "a", self.a, "above 0")
-        _require(self.b > 0, "b", self.b, "above 0")
+        # Below 0.5 the mass crowds into the ends, finer than the table of `quantile` can tell.
+        _require(self.a >= 0.5, "a", self.a, "0.5 or more")
+        _require(self.b >= 0.5, "b", self.b, "0.5 or more")
 
     def quantile(self, u: Tensor) -> Tensor:
         # torch has no inverse of the incomplete beta function: a table of the distribution, read backwards.

@@ -19,6 +19,10 @@ class Likelihood(ABC):
     def log_prob(self, utility_chosen: Tensor, utility_rejected: Tensor, sigma: Tensor | None = None) -> Tensor:
         """Log-probability `[b]` that chosen is preferred to rejected."""
 
+    def choice(self) -> Likelihood:
+        """The law without what only training asks for: its two orders add up to 1."""
+        return self
+
     @abstractmethod
     def variance(self, sigma: Tensor) -> Tensor:
         """Variance of one candidate's perceived worth at `sigma`, same shape."""
@@ -85,6 +89,10 @@ class BradleyTerry(Likelihood):
     """
 
     margin: float = 0.0
+
+    def choice(self) -> Likelihood:
+        """The law without its margin."""
+        return BradleyTerry()
 
     def variance(self, sigma: Tensor) -> Tensor:
         """Of one logistic-law candidate: half of `pi^2 / 3`, whatever the noise."""

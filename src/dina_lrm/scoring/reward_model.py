@@ -157,6 +157,8 @@ class RewardModel:
             raise ShapeError(f"latents must be [b c h w] with one sample or more, got {list(clean.shape)}")
         check_finite("latents", clean)
         clean = clean.to(self.device)
+        if noise is not None:
+            check_finite("noise", noise)
         given = self._conditioning(prompts, conditioning, len(clean))
         if noise is None:
             noises = ensemble.noise(clean, seed)
@@ -178,6 +180,8 @@ class RewardModel:
             ShapeError: counts or shapes do not fit together.
             ValueRangeError: sigma outside [0, 1], or latents that are not finite.
         """
+        if not len(state):
+            raise ShapeError("a state to be scored must hold one sample or more, got none")
         check_finite("noised_latents", state.noised_latents)
         state = state.to(self.device)
         utility = self.network(state, self._conditioning(None, conditioning, len(state)))
@@ -235,7 +239,7 @@ class RewardModel:
     def probability(self, margin: Tensor, sigmas: Tensor) -> Tensor:
         """P(a preferred) for utility margins `[n]`: the law at the level whose variance is the mean over `sigmas`."""
         level = sigmas.double().square().mean().sqrt().expand(margin.shape).to(margin)
-        return self.likelihood.log_prob(margin, torch.zeros_like(margin), level).exp()
+        return self.likelihood.choice().log_prob(margin, torch.zeros_like(margin), level).exp()
 
     def rank(
         self,
@@ -264,6 +268,8 @@ class RewardModel:
         assert given is not None
         if len(given) not in (1, count):
             raise ShapeError(f"{count} samples need 1 or {count} prompts, got {len(given)}")
+        check_finite("prompt_embeds", given.prompt_embeds)
+        check_finite("pooled_prompt_embeds", given.pooled_prompt_embeds)
         given = given.to(self.device)
         return given if len(given) == count else given.repeat(count)
 

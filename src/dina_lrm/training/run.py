@@ -73,7 +73,13 @@ class TrainingRun:
         self._check_latents()
         tables = [self._pairs]
         if config.validation.every:
-            tables.append(self._data.pairs(config.validation.split))
+            held_out = self._data.pairs(config.validation.split)
+            if not len(held_out):
+                raise DataError(
+                    f"split {config.validation.split!r} of {config.data} has no pairs to validate on; "
+                    "name another as validation.split, or set validation.every to 0"
+                )
+            tables.append(held_out)
         with accelerator.main_process_first():
             self._prompts = encode_prompts_once(
                 self.network.backbone, unique_prompts(*tables), cache_dir=config.out / "cache"

@@ -80,8 +80,9 @@ class Validation:
             for level, value in enumerate(self._config.sigmas):
                 sigma = torch.full((len(batch),), value, device=device)
                 chosen, rejected = pair_utilities(network, batch, process, sigma, noise)
-                log_prob = likelihood.log_prob(chosen, rejected, sigma)
-                losses = nll(log_prob, batch.target, likelihood.log_prob(rejected, chosen, sigma))
+                law = likelihood.choice()
+                log_prob = law.log_prob(chosen, rejected, sigma)
+                losses = nll(log_prob, batch.target, law.log_prob(rejected, chosen, sigma))
                 credit = pair_credit(chosen - rejected, batch.target)
                 counted = (
                     credit.credit.nansum(),
