@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from dina_lrm.backbones import Backbone
@@ -26,12 +27,15 @@ class RewardNetwork(nn.Module):
 
     def forward(self, state: NoisedState, conditioning: Conditioning) -> Tensor:
         """Utility `[b]`, differentiable in `state.noised_latents`."""
-        utility: Tensor = self.head(self.features(state, conditioning))
+        features = self.features(state, conditioning)
+        with torch.autocast(features.temb.device.type, enabled=False):
+            utility: Tensor = self.head(features)
         return utility
 
     def read_joined(self, levels: Sequence[Features]) -> Tensor:
         """Utility `[b]` of one head pass over the tokens of several noise levels (paper, equation 7)."""
-        return self.head.read(HeadContexts.join([self.head.contexts(features) for features in levels]))
+        with torch.autocast(levels[0].temb.device.type, enabled=False):
+            return self.head.read(HeadContexts.join([self.head.contexts(features) for features in levels]))
 
 
 def feature_shape(backbone: Backbone) -> FeatureShape:
