@@ -124,7 +124,7 @@ def test_on_a_real_model_the_same_twice_and_alone(dina, pictures: list[Path]) ->
     [
         (("--model", "nowhere/to-be-found"), "nowhere/to-be-found"),
         (("--model", PUBLISHED, "--base", PIPELINE, "--draws", 0), "draws must be 1 or more, got 0"),
-        (("--model", PUBLISHED, "--base", PIPELINE, "--seed", -1), "seed must be 0 or more, got -1"),
+        (("--model", PUBLISHED, "--base", PIPELINE, "--seed", -1), "seed must be 0 or more and below 2^63, got -1"),
         (("--model", PUBLISHED, "--base", "nowhere/to-be-found"), "nowhere/to-be-found"),
     ],
 )
