@@ -48,3 +48,10 @@ def test_pictures_of_one_call_have_one_size():
     with pytest.raises(ShapeError, match="none"):
         stack_pixels([], 64, 16)
     assert torch.equal(stack_pixels([Image.new("L", (16, 16), 255)], 64, 16), torch.ones(1, 3, 16, 16))
+
+
+def test_a_photograph_taken_sideways_stands_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 20)).save(tmp_path / "a.jpg", exif=exif)
+    assert open_image(tmp_path / "a.jpg").size == (20, 40)

@@ -116,7 +116,7 @@ class ModelConfig(Config):
         likelihood: law of choice that the utilities were learned under.
         scoring: how states are made.
         calibration: utility to reward.
-        provenance: free JSON: recipe, data, steps, seed, versions, commit.
+        provenance: free JSON: training configuration, hash of the data, steps, torch version.
         notes: what a reader of `info` should know, such as values that were assumed.
         files: size and hash of every other file.
     """

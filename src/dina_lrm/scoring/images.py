@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from dina_lrm.errors import ImageError, ShapeError
 
 
 def open_image(path: Path | str) -> Image.Image:
-    """Read a picture whole, as RGB; transparency becomes white.
+    """Read a picture whole and upright, as RGB; transparency becomes white.
 
     Raises:
         ImageError: missing, truncated, not a picture, or too large to be one.
@@ -23,7 +23,7 @@ def open_image(path: Path | str) -> Image.Image:
     try:
         with Image.open(path) as picture:
             picture.load()
-            return to_rgb(picture)
+            return to_rgb(ImageOps.exif_transpose(picture))
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = "there is no such file" if isinstance(error, FileNotFoundError) else str(error)
         raise ImageError(f"image {str(path)!r} cannot be read: {reason}") from error

@@ -163,7 +163,7 @@ class ValidationConfig(Config):
 
     Attributes:
         split: of the preference folder.
-        every: optimiser steps between two measurements; 0 measures never. The last step is always measured.
+        every: optimiser steps between two measurements; 0 measures never; otherwise the last step is measured too.
         num_pairs: at most so many, evenly spaced over the split.
         sigmas: each is measured apart.
         seed: of the noise.
