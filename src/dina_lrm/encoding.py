@@ -8,19 +8,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from dina_lrm.backbones import Backbone
-from dina_lrm.errors import DataError, ImageError, ValueRangeError
+from dina_lrm.errors import DataError, ValueRangeError
+from dina_lrm.images import open_image, to_square_pixels
 from dina_lrm.runtime.files import atomic_write
 from dina_lrm.types import Conditioning
 
-__all__ = ["PromptTable", "encode_images", "encode_prompts_once", "image_to_pixels", "read_image"]
+__all__ = ["PromptTable", "encode_images", "encode_prompts_once"]
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ def encode_prompts_once(
     Args:
         backbone: whose text encoders are asked; untouched if the cache has the answer.
         prompts: in any order, repeats allowed.
-        cache_dir: where tables are kept, under a hash of the texts, the base and the length; None keeps nothing.
+        cache_dir: where tables are kept, under a hash of the texts, the base, its text encoders' files and the length; None keeps nothing.
         batch_size: texts a forward.
 
     Returns:
@@ -103,11 +102,19 @@ def _cache_key(backbone: Backbone, texts: Sequence[str]) -> str:
     told = {
         "texts": texts,
         "base": backbone.base,
+        "revision": backbone.revision,
+        "files": _text_files(Path(backbone.base)),
         "signature": backbone.signature(),
         "max_sequence_length": backbone.config.max_sequence_length,
         "dtype": str(backbone.dtype),
     }
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _text_files(base: Path) -> list[tuple[str, int, int]]:
+    """Name, size and time of what encodes text in a local base: other files there, other embeddings."""
+    files = [path for part in ("text_encoder*", "tokenizer*") for path in base.glob(f"{part}/*") if path.is_file()]
+    return [(str(path.relative_to(base)), path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(files)]
 
 
 def _read_cached(path: Path) -> Conditioning | None:
@@ -119,38 +126,6 @@ def _read_cached(path: Path) -> Conditioning | None:
             return Conditioning(file.get_tensor("prompt_embeds"), file.get_tensor("pooled_prompt_embeds"))
     except (SafetensorError, OSError):
         return None
-
-
-def read_image(path: Path | str) -> Image.Image:
-    """A picture from disk, whole, RGB, upright; transparency lies on white.
-
-    Raises:
-        ImageError: missing, not a picture, or cut short.
-    """
-    try:
-        with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
-                white = Image.new("RGBA", upright.size, "white")
-                return Image.alpha_composite(white, upright.convert("RGBA")).convert("RGB")
-            return upright.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ImageError(
-            f"{path} cannot be read as a picture ({error}); give a whole PNG, JPEG or WebP file"
-        ) from error
-
-
-def image_to_pixels(image: Image.Image, side: int | None = None) -> Tensor:
-    """A picture to pixels `[3 y x]` in 0..1.
-
-    Args:
-        image: any size and mode.
-        side: cut to the central square and resized to `side` (Lanczos); None leaves the size.
-    """
-    image = image.convert("RGB")
-    if side is not None and image.size != (side, side):
-        image = ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS)
-    return torch.from_numpy(np.asarray(image, dtype=np.uint8).copy()).permute(2, 0, 1).float() / 255
 
 
 def encode_images(
@@ -176,6 +151,6 @@ def encode_images(
     side = side or backbone.native_size
     parts: list[Tensor] = []
     for start in range(0, len(paths), batch_size):
-        pixels = [image_to_pixels(read_image(path), side) for path in paths[start : start + batch_size]]
+        pixels = [to_square_pixels(open_image(path), side) for path in paths[start : start + batch_size]]
         parts.append(backbone.encode_images(torch.stack(pixels)).cpu())
     return torch.cat(parts)

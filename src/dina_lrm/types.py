@@ -21,6 +21,7 @@ __all__ = [
     "Features",
     "NoisedState",
     "PreferenceBatch",
+    "PreferenceGroups",
     "Ranking",
     "Reward",
     "TensorRecord",
@@ -204,6 +205,66 @@ class PreferenceBatch(TensorRecord):
 
     def __len__(self) -> int:
         return len(self.target)
+
+    def grouped(self) -> PreferenceGroups:
+        """The same comparisons as groups of two: all chosen, then all rejected."""
+        group = torch.arange(len(self), device=self.target.device)
+        return PreferenceGroups(
+            latents=torch.cat([self.latents_chosen, self.latents_rejected]),
+            conditioning=self.conditioning.repeat(2),
+            group=group.repeat(2),
+            chosen=group,
+            rejected=group + len(self),
+            target=self.target,
+        )
+
+
+@dataclass(frozen=True)
+class PreferenceGroups(TensorRecord):
+    """Labelled comparisons among the candidates of some prompts, each candidate once.
+
+    A group is one prompt's candidates: they meet one sigma and one noise, so a candidate that several pairs share goes
+    through the network once.
+
+    Attributes:
+        latents: clean latents of the candidates `[n c h w]`.
+        conditioning: of each candidate's prompt, batch `n`.
+        group: place of each candidate's group among the `g` of the batch `[n]`.
+        chosen: place among the candidates of each pair's preferred one `[m]`.
+        rejected: of the other, in the same group `[m]`.
+        target: share of votes for chosen `[m]` in 0..1.
+    """
+
+    latents: Tensor
+    conditioning: Conditioning
+    group: Tensor
+    chosen: Tensor
+    rejected: Tensor
+    target: Tensor
+
+    def __post_init__(self) -> None:
+        if not len(self.latents) == len(self.conditioning) == len(self.group):
+            raise ShapeError(
+                f"{len(self.latents)} candidates need as many prompts and group numbers, "
+                f"got {len(self.conditioning)} and {len(self.group)}"
+            )
+        if not self.chosen.shape == self.rejected.shape == self.target.shape == (len(self.target),):
+            raise ShapeError(
+                "chosen, rejected and target must be [m], "
+                f"got {list(self.chosen.shape)}, {list(self.rejected.shape)} and {list(self.target.shape)}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    @property
+    def num_groups(self) -> int:
+        """How many groups there are; their numbers run from 0 without a gap."""
+        return int(self.group.max()) + 1 if len(self.group) else 0
+
+    def grouped(self) -> PreferenceGroups:
+        """Itself."""
+        return self
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ from safetensors.torch import load_file, save_file
 from dina_lrm.backbones import load_backbone
 from dina_lrm.checkpoint import describe, load_model, save_model, verify, verify_model
 from dina_lrm.errors import BaseMismatchError, CheckpointError
+from dina_lrm.model import build_network
+from dina_lrm.types import NoisedState
 from tests.golden_fixtures import PIPELINE
 
 BASE = str(PIPELINE)
@@ -132,6 +134,17 @@ def test_another_base_is_refused(folder, golden_model, tmp_path):
     save_file(weights, path)
     with pytest.raises(BaseMismatchError, match="probe"):
         load_model(folder, base=str(other))
+
+
+def test_a_control_with_a_random_base_comes_back(golden_model, golden_conditioning, cases, tmp_path):
+    backbone = load_backbone(golden_model.config.backbone, BASE, random_seed=5)
+    network = build_network(backbone, golden_model.config.head)
+    base = golden_model.config.base.model_copy(update={"name": BASE, "random_seed": 5})
+    save_model(tmp_path / "model", network, golden_model.config.model_copy(update={"base": base}))
+    again = load_model(tmp_path / "model")
+    state = NoisedState(cases["0.latents"], torch.full((3,), 0.5))
+    with torch.no_grad():
+        assert torch.equal(again.network(state, golden_conditioning), network(state, golden_conditioning))
 
 
 def test_a_half_precision_base_is_still_the_base(folder):

@@ -74,7 +74,7 @@ def test_lines_of_json_in_the_order_given(dina, pictures: list[Path], stand_in: 
         "seed": 3,
         "model": "m",
     }
-    assert [call["sizes"] for call in stand_in.calls[1:]] == [[(32, 32)] * 2, [(48, 32)], [(32, 32)]]
+    assert [call["sizes"] for call in stand_in.calls[1:]] == [[(32, 32), (32, 32), (48, 32), (32, 32)]]
 
 
 def test_options_reach_the_model(dina, pictures: list[Path], stand_in: StandIn) -> None:

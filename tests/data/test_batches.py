@@ -1,10 +1,21 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from dina_lrm.data import PairBatches, PreferenceData, collate, conditioning_by_prompt, unique_prompts
+from dina_lrm.data import (
+    PairBatches,
+    PairTable,
+    PreferenceData,
+    PromptGroups,
+    collate,
+    collate_groups,
+    conditioning_by_prompt,
+    unique_prompts,
+)
 from dina_lrm.errors import DataError, ShapeError, ValueRangeError
 from dina_lrm.types import Conditioning
 
@@ -96,3 +107,50 @@ def test_a_prompt_that_was_not_encoded(tiny: PreferenceData) -> None:
 def test_each_prompt_needs_its_conditioning() -> None:
     with pytest.raises(ShapeError, match="2 prompts"):
         conditioning_by_prompt(["a", "b"], Conditioning(torch.zeros(1, 1, 1), torch.zeros(1, 1)))
+
+
+@pytest.fixture
+def many(tiny: PreferenceData) -> PairTable:
+    """Six pairs of two prompts; the first has candidates 0 to 4 in a ring, the second 5 against 6."""
+    table = tiny.pairs("train")[[0] * 6]
+    return replace(
+        table,
+        prompt=["a", "b", "a", "a", "a", "a"],
+        chosen_row=np.array([0, 5, 1, 2, 3, 4]),
+        rejected_row=np.array([1, 6, 2, 3, 4, 0]),
+        target=np.linspace(0, 1, 6, dtype=np.float32),
+    )
+
+
+def test_groups_are_the_pairs_of_a_prompt(many: PairTable) -> None:
+    groups = PromptGroups.of(many, 8)
+    assert [places.tolist() for places in groups.places] == [[0, 2, 3, 4, 5], [1]]
+    rng = np.random.default_rng(0)
+    assert groups.draw(0, rng).tolist() == [0, 2, 3, 4, 5]
+    with pytest.raises(ValueRangeError, match="max_candidates must be 2 or more, got 1"):
+        PromptGroups.of(many, 1)
+
+
+@pytest.mark.parametrize("most", [2, 3, 4])
+def test_a_large_group_is_cut_to_whole_pairs_among_few_candidates(many: PairTable, most: int) -> None:
+    groups, seen = PromptGroups.of(many, most), set()
+    for seed in range(40):
+        places = groups.draw(0, np.random.default_rng(seed))
+        candidates = {*many.chosen_row[places].tolist(), *many.rejected_row[places].tolist()}
+        assert len(places) and len(candidates) <= most
+        among = np.isin(many.chosen_row, list(candidates)) & np.isin(many.rejected_row, list(candidates))
+        assert set(places.tolist()) == set(np.flatnonzero(among).tolist())
+        seen |= set(places.tolist())
+    assert seen == {0, 2, 3, 4, 5}
+
+
+def test_a_batch_of_groups_holds_each_candidate_once(tiny: PreferenceData, many: PairTable) -> None:
+    groups = PromptGroups.of(many, 8)
+    batch = collate_groups(tiny, groups, [1, 0], encode(["a", "b"]), seed=0)
+    assert torch.equal(batch.latents, tiny.latents([5, 6, 0, 1, 2, 3, 4]))
+    assert batch.group.tolist() == [0, 0, 1, 1, 1, 1, 1] and batch.num_groups == 2
+    assert batch.chosen.tolist() == [0, 2, 3, 4, 5, 6] and batch.rejected.tolist() == [1, 3, 4, 5, 6, 2]
+    assert batch.target.tolist() == pytest.approx(many.target[[1, 0, 2, 3, 4, 5]].tolist())
+    assert batch.conditioning.pooled_prompt_embeds.shape == (7, 1)
+    with pytest.raises(DataError, match="'b' was not encoded"):
+        collate_groups(tiny, groups, [1], encode(["a"]), seed=0)

@@ -67,6 +67,15 @@ def test_what_a_killed_writer_left_is_overwritten(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["folder"]
 
 
+def test_a_replacement_killed_between_its_renames_is_undone(tmp_path: Path) -> None:
+    aside = tmp_path / ".folder.replaced"
+    aside.mkdir()
+    (aside / "old").touch()
+    with pytest.raises(RuntimeError, match="again"), atomic_folder(tmp_path / "folder"):
+        raise RuntimeError("again")
+    assert [p.name for p in (tmp_path / "folder").iterdir()] == ["old"]
+
+
 def test_sha256_is_of_the_bytes(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"dina" * 1000)
     assert sha256_file(tmp_path / "file") == hashlib.sha256(b"dina" * 1000).hexdigest()

@@ -126,6 +126,24 @@ def test_pictures_of_any_size_are_fitted(golden_model):
     assert golden_model.score(prompts=["a cat"], images=pictures).reward.shape == (2,)
 
 
+def test_pictures_of_different_sizes_score_as_they_do_alone(golden_model):
+    pictures = [
+        Image.new("RGB", size, color) for size, color in [((64, 64), "red"), ((96, 48), "blue"), ((64, 64), "green")]
+    ]
+    together = golden_model.score(prompts=["a cat", "a dog", "a fish"], images=pictures, seed=[4, 5, 6], draws=2)
+    for place, (prompt, seed) in enumerate([("a cat", 4), ("a dog", 5), ("a fish", 6)]):
+        alone = golden_model.score(prompts=[prompt], images=[pictures[place]], seed=seed, draws=2)
+        assert torch.allclose(together.draws[place], alone.draws[0], atol=1e-5)
+    assert together.seed == (4, 5, 6) and len(together.sigmas) == 2
+    assert golden_model.compare(prompt="a cat", a=pictures[0], b=pictures[1]).margin != 0
+    with pytest.raises(ShapeError, match="64 x 64, 96 x 48"):
+        golden_model.encode_images(pictures)
+    with pytest.raises(ShapeError, match="noise"):
+        golden_model.score(prompts=["a cat"], images=pictures, noise=torch.zeros(3, 16, 8, 8))
+    with pytest.raises(ShapeError, match="3 samples need one seed or 3, got 2"):
+        golden_model.score(prompts=["a cat"], images=pictures, seed=[1, 2])
+
+
 @pytest.mark.parametrize(
     ("ask", "error", "message"),
     [

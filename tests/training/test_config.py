@@ -10,7 +10,7 @@ from dina_lrm.errors import ConfigError
 from dina_lrm.heads import MeanPoolHeadConfig
 from dina_lrm.noise import Beta, Constant, LogitNormal, Mode, Power, Stratified, Uniform
 from dina_lrm.preference import BradleyTerry, Thurstone, fidelity, nll
-from dina_lrm.training import LevelsConfig, TrainConfig
+from dina_lrm.training import LevelsConfig, ScheduleConfig, TrainConfig
 
 Configure = Callable[..., TrainConfig]
 
@@ -68,9 +68,9 @@ def test_a_run_has_one_length(configure: Configure, length: dict[str, float]) ->
 
 def test_epochs_become_steps(configure: Configure) -> None:
     config = configure(num_steps=None, num_epochs=1.5, gradient_accumulation_steps=2)
-    assert config.total_steps(num_pairs=160, num_processes=1) == 30
-    assert config.total_steps(num_pairs=160, num_processes=3) == 10
-    assert config.total_steps(num_pairs=1, num_processes=1) == 1
+    assert config.total_steps(num_units=160, num_processes=1) == 30
+    assert config.total_steps(num_units=160, num_processes=3) == 10
+    assert config.total_steps(num_units=1, num_processes=1) == 1
     assert configure().total_steps(160, 3) == 10
 
 
@@ -90,3 +90,10 @@ def test_epochs_become_steps(configure: Configure) -> None:
 def test_values_out_of_range_are_refused_when_written(configure: Configure, wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         configure(**wrong)
+
+
+def test_a_warm_up_that_never_ends_is_refused_when_the_steps_are_known() -> None:
+    with pytest.raises(ConfigError, match="takes 11 steps and the run 10"):
+        ScheduleConfig(warm_up=11).check_fits(10)
+    ScheduleConfig(warm_up=10).check_fits(10)
+    ScheduleConfig(warm_up=0.9).check_fits(1)

@@ -41,9 +41,9 @@ class State:
             self.ema.update()
 
     def save(self, folder: Path, step: int) -> Snapshot:
-        return save_snapshot(folder, step, self.parameters, self.optimiser, self.ema, IDENTITY, 1.5 * step)
+        return save_snapshot(folder, step, self.parameters, self.optimiser, self.ema, IDENTITY, {"seconds": 1.5 * step})
 
-    def load(self, snapshot: Snapshot) -> float:
+    def load(self, snapshot: Snapshot) -> dict[str, float]:
         return load_snapshot(snapshot, self.parameters, self.optimiser, self.ema, IDENTITY)
 
 
@@ -51,7 +51,7 @@ def test_what_is_loaded_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     first, second = State(0), State(1)
     first.step(3)
     snapshot = first.save(tmp_path, 3)
-    assert second.load(snapshot) == 4.5
+    assert second.load(snapshot) == {"seconds": 4.5}
     for state in (first, second):
         state.step(2)
     for name, parameter in first.parameters.items():

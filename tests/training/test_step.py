@@ -11,8 +11,8 @@ from dina_lrm.model import RewardNetwork
 from dina_lrm.noise import Constant, RectifiedFlow, Uniform
 from dina_lrm.preference import BradleyTerry, Thurstone, fidelity, nll
 from dina_lrm.training import StepResult, training_step
-from dina_lrm.training.step import pair_loss, pair_utilities
-from dina_lrm.types import Conditioning, NoisedState, PreferenceBatch
+from dina_lrm.training.step import mean_over_groups, pair_loss, pair_utilities
+from dina_lrm.types import Conditioning, NoisedState, PreferenceBatch, PreferenceGroups
 
 
 def make_batch(pairs: int = 6) -> PreferenceBatch:
@@ -164,3 +164,53 @@ def test_bad_batches_are_refused(network: RewardNetwork) -> None:
     latents[3, 0, 0, 0] = torch.nan
     with pytest.raises(ValueRangeError, match="not finite"):
         step(network, replace(batch, latents_chosen=latents))
+
+
+def make_groups() -> PreferenceGroups:
+    """Three candidates of one prompt with all three pairs, two of another with one."""
+    generator = torch.Generator().manual_seed(0)
+    latents, text = torch.randn(5, 4, 4, 4, generator=generator), torch.randn(2, 3, 8, generator=generator)
+    group = torch.tensor([0, 0, 0, 1, 1])
+    return PreferenceGroups(
+        latents,
+        Conditioning(text, text.mean(1))[group],
+        group,
+        chosen=torch.tensor([0, 0, 1, 3]),
+        rejected=torch.tensor([1, 2, 2, 4]),
+        target=torch.tensor([1.0, 0.8, 0.6, 0.9]),
+    )
+
+
+def test_candidates_of_a_group_are_seen_once_through_one_noise_at_one_level() -> None:
+    spy, batch = Spy(), make_groups()
+    result = step(spy, batch)
+    ((state, _),) = spy.seen
+    assert len(state) == 5 and len(result.margin) == len(batch) == 4
+    assert state.sigma[:3].unique().numel() == state.sigma[3:].unique().numel() == 1
+    assert torch.equal(result.sigma, state.sigma[[0, 0, 0, 3]])
+    alpha = 1 - state.sigma[0]
+    difference = state.noised_latents[0] - state.noised_latents[1]
+    assert torch.allclose(difference, alpha * (batch.latents[0] - batch.latents[1]), atol=1e-6)
+
+
+def test_groups_say_what_their_pairs_say_alone(network: RewardNetwork) -> None:
+    batch, sigma, noise = make_groups(), torch.tensor([0.3, 0.8]), torch.randn(2, 4, 4, 4)
+    pairs = PreferenceBatch(
+        batch.latents[batch.chosen], batch.latents[batch.rejected], batch.conditioning[batch.chosen], batch.target
+    )
+    own = batch.group[batch.chosen]
+    together = pair_utilities(network, batch, RectifiedFlow(), sigma, noise)
+    alone = pair_utilities(network, pairs, RectifiedFlow(), sigma[own], noise[own])
+    for side, other in zip(together, alone, strict=True):
+        assert torch.allclose(side, other, atol=1e-6)
+
+
+def test_each_group_weighs_the_same() -> None:
+    assert mean_over_groups(torch.tensor([1.0, 2.0, 3.0, 10.0]), torch.tensor([0, 0, 0, 1])) == 6.0
+    assert mean_over_groups(torch.tensor([4.0, 10.0]), torch.tensor([0, 2])) == 7.0
+
+
+@pytest.mark.parametrize("wrong", [{"group": torch.zeros(4)}, {"chosen": torch.zeros(3)}])
+def test_groups_that_do_not_fit_together(wrong: dict[str, Tensor]) -> None:
+    with pytest.raises(ShapeError):
+        replace(make_groups(), **wrong)

@@ -18,7 +18,7 @@ from dina_lrm.checkpoint import verify_model
 from dina_lrm.errors import CheckpointError, ConfigError, DataError, WorkError
 from dina_lrm.heads import MeanPoolHeadConfig
 from dina_lrm.runtime.metrics_log import read_metrics
-from dina_lrm.training import LevelsConfig, OptimiserConfig, TrainConfig, Trainer, ValidationConfig
+from dina_lrm.training import LevelsConfig, OptimiserConfig, ScheduleConfig, TrainConfig, Trainer, ValidationConfig
 from dina_lrm.training import run as run_module
 from dina_lrm.training.snapshots import find_snapshots
 from tests.training.fake import FakeBackbone
@@ -263,10 +263,10 @@ def test_gradients_are_clipped_once_per_optimiser_step(configure: Configure, mon
 
 
 def test_accumulated_micro_steps_equal_one_large_step(configure: Configure) -> None:
-    large = configure(
-        "large", batch_size=8, num_steps=1, levels=LevelsConfig.model_validate({"law": {"kind": "constant"}})
-    )
-    small = configure("small", batch_size=4, gradient_accumulation_steps=2, num_steps=1, levels=large.levels)
+    levels = LevelsConfig.model_validate({"law": {"kind": "constant"}})
+    same = {"num_steps": 1, "schedule": ScheduleConfig(warm_up=0), "levels": levels}
+    large = configure("large", batch_size=8, **same)
+    small = configure("small", batch_size=4, gradient_accumulation_steps=2, **same)
     for config in (large, small):
         train(config)
     # The same pairs at the same level through other noise: alike in size, not in bits.
@@ -308,7 +308,7 @@ def test_divergence_names_the_step(configure: Configure, monkeypatch: pytest.Mon
 def test_the_control_differs_in_its_base_only(configure: Configure) -> None:
     backbone = BackboneConfig(image_taps=(1,), text_taps=(1,), adapter=None)
     runs = [
-        train(configure(kind, initialise=kind, backbone=backbone, num_steps=1)) for kind in ("pretrained", "random")
+        train(configure(kind, initialise=kind, backbone=backbone, num_steps=2)) for kind in ("pretrained", "random")
     ]
     bases = [t.network.backbone.network.image.weight for t in runs]
     assert not torch.equal(*bases)
@@ -365,3 +365,12 @@ def test_two_processes_learn_one_model_from_strata_over_both(
     assert all(abs(row["sigma_mean"] - 0.5) <= 0.5 / 8 for row in rows(config))
     assert len(rows(config, "validation")) == 4
     verify_model(config.out / "model")
+
+
+def test_learning_from_groups_goes_on_to_the_same_bits(configure: Configure) -> None:
+    changes = {"max_candidates": 5, "batch_size": 2, "num_steps": 6, "save_every": 2, "keep_last": 3}
+    whole, cut = configure("whole", **changes), configure("cut", **changes)
+    train(whole)
+    assert all(row["loss"] > 0 for row in rows(whole))
+    train(cut, whole.out / "checkpoints" / "step-000004")
+    assert same_weights(whole, cut)

@@ -73,6 +73,7 @@ class Backbone(nn.Module, ABC):
     process: ForwardProcess
     network: nn.Module
     base: str
+    revision: str | None = None
 
     width: int
     temb_width: int

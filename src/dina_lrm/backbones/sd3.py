@@ -75,7 +75,12 @@ class Sd3Backbone(Backbone):
     )
 
     def __init__(
-        self, config: BackboneConfig, transformer: SD3Transformer2DModel, base: str | DiffusionPipeline, name: str
+        self,
+        config: BackboneConfig,
+        transformer: SD3Transformer2DModel,
+        base: str | DiffusionPipeline,
+        name: str,
+        revision: str | None = None,
     ) -> None:
         super().__init__()
         sizes = transformer.config
@@ -88,7 +93,7 @@ class Sd3Backbone(Backbone):
             )
         self.config, self.base, self.process = config, name, RectifiedFlow()
         self._sizes: Any = sizes
-        self._source = base
+        self._source, self.revision = base, revision
         self._pipeline: StableDiffusion3Pipeline | None = None
         self._vae: Any = None if isinstance(base, str) else base.vae
         self.network = cut_transformer(transformer, config.depth)
@@ -113,7 +118,7 @@ class Sd3Backbone(Backbone):
             config: what to keep and to read.
             base: where the pretrained network comes from.
             dtype: of the base weights.
-            revision: of the hub repository.
+            revision: of the hub repository; text encoders, VAE and scheduler are of the same.
             random_seed: a seed gives the same network with random weights instead: the control of an experiment.
 
         Raises:
@@ -133,14 +138,15 @@ class Sd3Backbone(Backbone):
             except (OSError, ValueError, KeyError) as error:
                 reason = str(error).splitlines()[0]
                 raise InputError(
-                    f"no Stable Diffusion 3 pipeline could be loaded from base {base!r}: {reason}"
+                    f"no Stable Diffusion 3 pipeline could be loaded from base {base!r} ({reason}); "
+                    "name its folder or hub id as base"
                 ) from error
             name = base
         if random_seed is not None:
             with torch.random.fork_rng():
                 torch.manual_seed(random_seed)
                 transformer = SD3Transformer2DModel.from_config(transformer.config).to(dtype)
-        return cls(config, transformer, base, name)
+        return cls(config, transformer, base, name, revision)
 
     def features(self, state: NoisedState, conditioning: Conditioning) -> Features:
         self._check(state, conditioning)
@@ -244,7 +250,9 @@ class Sd3Backbone(Backbone):
 
     def schedule_sigmas(self) -> Tensor:
         if isinstance(self._source, str):
-            scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(self._source, subfolder="scheduler")
+            scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(
+                self._source, subfolder="scheduler", revision=self.revision
+            )
         else:
             scheduler = FlowMatchEulerDiscreteScheduler.from_config(self._source.scheduler.config)
         sigmas: Tensor = scheduler.sigmas
@@ -278,7 +286,7 @@ class Sd3Backbone(Backbone):
         if self._pipeline is None:
             if isinstance(self._source, str):
                 pipeline = StableDiffusion3Pipeline.from_pretrained(
-                    self._source, transformer=self.network, vae=None, dtype=self.dtype
+                    self._source, transformer=self.network, vae=None, dtype=self.dtype, revision=self.revision
                 )
                 for encoder in (pipeline.text_encoder, pipeline.text_encoder_2, pipeline.text_encoder_3):
                     if encoder is not None:
@@ -294,6 +302,6 @@ class Sd3Backbone(Backbone):
 
     def _autoencoder(self) -> Any:
         if self._vae is None:
-            vae = AutoModel.from_pretrained(self._source, subfolder="vae", dtype=torch.float32)
+            vae = AutoModel.from_pretrained(self._source, subfolder="vae", dtype=torch.float32, revision=self.revision)
             self._vae = vae.to(self.device).requires_grad_(False).eval()
         return self._vae

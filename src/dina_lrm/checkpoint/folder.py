@@ -96,7 +96,14 @@ def load_model(
     check_sizes(folder, config)
     if base is None:
         base = _locate_base(folder, config.base.name)
-    backbone = load_backbone(config.backbone, base, device=device, dtype=dtype, revision=config.base.revision)
+    backbone = load_backbone(
+        config.backbone,
+        base,
+        device=device,
+        dtype=dtype,
+        revision=config.base.revision,
+        random_seed=config.base.random_seed,
+    )
     check_base(config.base, backbone)
     network = build_network(backbone, config.head)
     load_strict(dict(network.head.state_dict(keep_vars=True)), read_tensors(folder / HEAD_FILE), "head")

@@ -55,11 +55,13 @@ class BaseReference(Config):
     Attributes:
         name: folder or hub id.
         revision: of the hub repository, if one was pinned.
+        random_seed: the base's network has random weights drawn with this seed instead of its own: a control.
         signature: class, sizes and a few weights; None where the publisher saved none.
     """
 
     name: str
     revision: str | None = None
+    random_seed: int | None = None
     signature: dict[str, Any] | None = None
 
 

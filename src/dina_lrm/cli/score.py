@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import groupby
 from pathlib import Path
 from typing import Annotated
 
@@ -52,10 +50,12 @@ def score(
 
     from dina_lrm.scoring import open_image
 
-    sizes = [open_image(path).size for path in images]  # a bad picture is told before a model is loaded
+    for path in images:  # a bad picture is told before a model is loaded
+        open_image(path)
     scorer = load_model(model, base, device, dtype)
     conditioning = scorer.encode_prompts([prompt])
-    for paths in _batches(images, sizes):
+    for start in range(0, len(images), BATCH_SIZE):
+        paths = images[start : start + BATCH_SIZE]
         with torch.no_grad():
             answer = scorer.score(
                 images=[open_image(path) for path in paths],
@@ -86,11 +86,3 @@ def score(
                 )
             else:
                 print(f"{reward:9.4f} +- {standard_error:.4f}  {path}", flush=True)
-
-
-def _batches(images: list[Path], sizes: list[tuple[int, int]]) -> Iterator[list[Path]]:
-    """Neighbours of one size, at most `BATCH_SIZE` at a time: a batch has one size, and the order stays."""
-    for _, group in groupby(zip(images, sizes, strict=True), key=lambda item: item[1]):
-        paths = [path for path, _ in group]
-        for start in range(0, len(paths), BATCH_SIZE):
-            yield paths[start : start + BATCH_SIZE]

@@ -1,6 +1,13 @@
 """Preferences on disk: candidates, their latents, and labelled pairs by split."""
 
-from dina_lrm.data.batches import PairBatches, collate, conditioning_by_prompt, unique_prompts
+from dina_lrm.data.batches import (
+    PairBatches,
+    PromptGroups,
+    collate,
+    collate_groups,
+    conditioning_by_prompt,
+    unique_prompts,
+)
 from dina_lrm.data.folder import PairTable, PreferenceData, vote_share
 from dina_lrm.data.schema import Candidate, Origin, PreferencePair
 from dina_lrm.data.write import write_preference_data
@@ -12,7 +19,9 @@ __all__ = [
     "PairTable",
     "PreferenceData",
     "PreferencePair",
+    "PromptGroups",
     "collate",
+    "collate_groups",
     "conditioning_by_prompt",
     "unique_prompts",
     "vote_share",

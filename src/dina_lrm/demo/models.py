@@ -9,6 +9,7 @@ from dina_lrm.checkpoint import LoadedModel
 from dina_lrm.checkpoint.folder import read_config
 from dina_lrm.demo.settings import Run
 from dina_lrm.demo.steps import fingerprint
+from dina_lrm.errors import ConfigError
 from dina_lrm.report import TrainingFacts, ValidationPoint
 from dina_lrm.runtime.metrics_log import read_metrics
 from dina_lrm.scoring import RewardModel
@@ -46,6 +47,8 @@ class Models:
         stamp = fingerprint(config.model_dump(mode="json"))
         stamped = config.out / _STAMP
         if not (stamped.is_file() and stamped.read_text() == stamp):
+            if config.out.is_dir() and any(config.out.iterdir()) and not stamped.is_file():
+                raise ConfigError(f"{config.out} holds files that no demo wrote; remove it, or choose another --out")
             shutil.rmtree(config.out, ignore_errors=True)
             config.out.mkdir(parents=True)
             stamped.write_text(stamp)

@@ -27,7 +27,7 @@ from dina_lrm.demo.measure import (
     table_lines,
 )
 from dina_lrm.demo.models import Models, train_and_tell
-from dina_lrm.demo.settings import FAST, FULL, HEADLINE, RUNS, Budget, train_config
+from dina_lrm.demo.settings import FAST, FULL, HEADLINE, RULES, RUNS, Budget, train_config
 from dina_lrm.demo.steps import Steps
 from dina_lrm.demo.world import encode_world, num_blocks, split_facts, world_facts
 from dina_lrm.evals import SigmaProfile
@@ -194,7 +194,7 @@ class _Demo:
             "measure",
             "Measure on held-out pairs",
             tuple[TableRow, ...],
-            {},
+            {"rules": {name: asdict(rule) for name, (_, rule) in RULES.items()}, "headline": HEADLINE},
             lambda: measure_table(self.models, self.data, self.budget, self.seed),
         )
         for line in table_lines(table):

@@ -17,9 +17,10 @@ from torch import Tensor
 from dina_lrm.backbones import Backbone, BackboneConfig, load_backbone
 from dina_lrm.data import PreferenceData, unique_prompts
 from dina_lrm.demo.settings import SPLITS, Budget
-from dina_lrm.encoding import encode_prompts_once, image_to_pixels
+from dina_lrm.encoding import encode_prompts_once
 from dina_lrm.errors import DataError, InputError
 from dina_lrm.evals import SplitView
+from dina_lrm.images import to_square_pixels
 from dina_lrm.report import EncodingFacts, SplitFacts, WorldFacts
 
 __all__ = ["encode_world", "num_blocks", "split_facts", "world_facts"]
@@ -141,7 +142,7 @@ def _art(world: Path, count: int, side: int) -> Tensor:
     for path in sorted((world / "art").glob("*.parquet")):
         rows += pq.read_table(path, columns=["image"])["image"].to_pylist()
     chosen = rows[:: max(1, len(rows) // count)][:count]
-    pixels = [image_to_pixels(Image.open(io.BytesIO(image)), side) for image in chosen]
+    pixels = [to_square_pixels(Image.open(io.BytesIO(image)), side) for image in chosen]
     return torch.stack(pixels) if pixels else torch.zeros(0, 3, side, side)
 
 

@@ -58,6 +58,8 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path).absolute()
     staged, replaced = _beside(path, "partial"), _beside(path, "replaced")
+    if replaced.exists() and not path.exists():
+        replaced.rename(path)  # a writer was killed between its two renames
     _remove(staged)
     staged.mkdir(parents=True)
     try:

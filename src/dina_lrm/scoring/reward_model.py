@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ from torch import Tensor
 
 from dina_lrm.checkpoint import LoadedModel, ModelConfig, load_any, save_model
 from dina_lrm.errors import ShapeError, ValueRangeError
+from dina_lrm.images import group_by_size
 from dina_lrm.noise import Fusion, NoiseEnsemble
 from dina_lrm.preference import Calibration, Likelihood
-from dina_lrm.scoring.images import stack_pixels
 from dina_lrm.types import Comparison, Conditioning, Features, NoisedState, Ranking, Reward, check_finite
 
 Images = Sequence[Image.Image] | Tensor
@@ -98,9 +99,13 @@ class RewardModel:
         backbone = self.network.backbone
         if isinstance(images, Tensor):
             return backbone.encode_images(images.to(self.device))
-        return backbone.encode_images(
-            stack_pixels(images, backbone.native_size, backbone.image_multiple).to(self.device)
-        )
+        sizes = self._by_size(images)
+        if len(sizes) > 1:
+            told = ", ".join(f"{pixels.shape[3]} x {pixels.shape[2]}" for _, pixels in sizes)
+            raise ShapeError(
+                f"images to be encoded in one tensor must have one size, got {told}; encode each by itself"
+            )
+        return backbone.encode_images(sizes[0][1].to(self.device))
 
     def features(self, state: NoisedState, conditioning: Conditioning) -> Features:
         """What the head reads: tokens after each tap, and the time embedding."""
@@ -127,7 +132,8 @@ class RewardModel:
     ) -> Reward:
         """Score images or latents under prompts.
 
-        Differentiable in `latents` where gradients are enabled. One prompt serves any number of images.
+        Differentiable in `latents` where gradients are enabled. One prompt serves any number of images, whose sizes may
+        differ; only those of one size meet the same noise.
 
         Args:
             prompts: one, or one a sample; or give `conditioning`.
@@ -151,6 +157,12 @@ class RewardModel:
         ensemble = NoiseEnsemble(tuple(float(s) for s in sigmas), draws, fusion)
         if (images is None) == (latents is None):
             raise ShapeError("give either images or latents, and not both")
+        if images is not None and not isinstance(images, Tensor):
+            sizes = self._by_size(images)
+            if len(sizes) > 1:
+                given = self._conditioning(prompts, conditioning, len(images))
+                return self._score_sizes(sizes, given, ensemble, seed, noise, max_batch_size)
+            images = sizes[0][1]
         clean = self.encode_images(images) if images is not None else latents
         assert clean is not None
         if clean.ndim < 4 or not len(clean):
@@ -258,6 +270,42 @@ class RewardModel:
                 prompts=[prompt], images=images, latents=latents, sigmas=sigmas, draws=draws, fusion=fusion, seed=seed
             )
         return Ranking(tuple(reward.reward.argsort(descending=True, stable=True).tolist()), reward)
+
+    def _by_size(self, images: Sequence[Image.Image]) -> list[tuple[list[int], Tensor]]:
+        backbone = self.network.backbone
+        return group_by_size(images, backbone.native_size, backbone.image_multiple)
+
+    def _score_sizes(
+        self,
+        sizes: list[tuple[list[int], Tensor]],
+        conditioning: Conditioning,
+        ensemble: NoiseEnsemble,
+        seed: int | Sequence[int],
+        noise: Tensor | None,
+        max_batch_size: int | None,
+    ) -> Reward:
+        """Score pictures of several sizes, one size after another, and put the answers in the order asked."""
+        count = len(conditioning)
+        if noise is not None:
+            raise ShapeError(f"noise [b c h w] fits pictures of one size, got {len(sizes)} sizes; give a seed instead")
+        if not isinstance(seed, int) and len(seed) != count:
+            raise ShapeError(f"{count} samples need one seed or {count}, got {len(seed)}")
+        parts = [
+            self.score(
+                conditioning=conditioning[torch.tensor(places, device=self.device)],
+                images=pixels,
+                sigmas=ensemble.sigmas,
+                draws=ensemble.draws,
+                fusion=ensemble.fusion,
+                seed=seed if isinstance(seed, int) else [seed[place] for place in places],
+                max_batch_size=max_batch_size,
+            )
+            for places, pixels in sizes
+        ]
+        order = torch.tensor([place for places, _ in sizes for place in places], device=self.device).argsort()
+        by_sample = ("reward", "utility", "utility_std", "standard_error", "draws")
+        joined = {name: torch.cat([getattr(part, name) for part in parts])[order] for name in by_sample}
+        return replace(parts[0], **joined, seed=seed if isinstance(seed, int) else tuple(seed))
 
     def _conditioning(
         self, prompts: Sequence[str] | None, conditioning: Conditioning | None, count: int

@@ -31,6 +31,7 @@ def load_network(config: TrainConfig, device: torch.device | str = "cpu") -> Rew
             config.base,
             device=device,
             dtype=DTYPES[config.dtype],
+            revision=config.base_revision,
             random_seed=random_base_seed(config),
         )
         return build_network(backbone, config.head)

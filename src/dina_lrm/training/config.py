@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from dina_lrm.backbones import BackboneConfig
 from dina_lrm.checkpoint import LikelihoodConfig, ThurstoneConfig
 from dina_lrm.config import Config
+from dina_lrm.errors import ConfigError
 from dina_lrm.heads import HeadConfig, QueryHeadConfig
 from dina_lrm.noise import Beta, Constant, Levels, LogitNormal, Mode, Power, Stratified, Uniform
 from dina_lrm.preference import Objective, fidelity, nll
@@ -153,6 +154,18 @@ class ScheduleConfig(Config):
         num_warm_up_steps(self.warm_up, 1)
         return self
 
+    def check_fits(self, num_steps: int) -> None:
+        """Refuse a warm-up that never ends.
+
+        Raises:
+            ConfigError: it is longer than the run.
+        """
+        if (warm_up := num_warm_up_steps(self.warm_up, num_steps)) > num_steps:
+            raise ConfigError(
+                f"schedule.warm_up takes {warm_up} steps and the run {num_steps}, so the full learning rate is never "
+                "reached; warm up for fewer, or train for more"
+            )
+
     def factor(self, step: int, num_steps: int) -> float:
         """What the learning rate is multiplied by at a step, from 0."""
         return SCHEDULES[self.kind](step, num_steps, num_warm_up_steps(self.warm_up, num_steps))
@@ -184,6 +197,7 @@ class TrainConfig(Config):
     Attributes:
         data: preference folder.
         base: diffusers pipeline folder or hub id.
+        base_revision: of the hub repository; None takes its main branch.
         out: where checkpoints, metrics and the final model go.
         split: of the preference folder to learn from.
         backbone: what is kept of the base and what is read from it.
@@ -196,10 +210,12 @@ class TrainConfig(Config):
         soft_labels: learn the share of votes; False learns the majority and leaves ties out of the loss.
         optimiser: AdamW.
         schedule: learning rate over steps.
-        batch_size: pairs a process and micro step.
+        batch_size: pairs a process and micro step; prompts, where max_candidates is given.
+        max_candidates: None learns from pairs on their own. A number learns from prompts: of each, all labelled pairs
+            among at most so many candidates, each of which goes through the network once, under one sigma and noise.
         gradient_accumulation_steps: micro steps to an optimiser step.
         num_steps: optimiser steps; this or num_epochs.
-        num_epochs: passes over the pairs, may be a fraction.
+        num_epochs: passes over the pairs or prompts, may be a fraction.
         ema_decay: of the averaged weights that are exported; 0 exports the raw ones.
         mixed_precision: autocast of the computation.
         device: "cpu" stays off an accelerator that is there.
@@ -211,6 +227,7 @@ class TrainConfig(Config):
 
     data: Path
     base: str
+    base_revision: str | None = None
     out: Path
     split: str = "train"
     backbone: BackboneConfig = BackboneConfig()
@@ -224,6 +241,7 @@ class TrainConfig(Config):
     optimiser: OptimiserConfig = OptimiserConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     batch_size: int = Field(32, ge=1)
+    max_candidates: int | None = Field(None, ge=2)
     gradient_accumulation_steps: int = Field(1, ge=1)
     num_steps: int | None = Field(None, ge=1)
     num_epochs: float | None = Field(None, gt=0)
@@ -243,13 +261,13 @@ class TrainConfig(Config):
             )
         return self
 
-    def total_steps(self, num_pairs: int, num_processes: int) -> int:
-        """Optimiser steps of the run over so many pairs."""
+    def total_steps(self, num_units: int, num_processes: int) -> int:
+        """Optimiser steps of the run over so many pairs, or prompts."""
         if self.num_steps is not None:
             return self.num_steps
         assert self.num_epochs is not None
-        pairs_a_step = self.batch_size * self.gradient_accumulation_steps * num_processes
-        return max(1, round(self.num_epochs * num_pairs / pairs_a_step))
+        units_a_step = self.batch_size * self.gradient_accumulation_steps * num_processes
+        return max(1, round(self.num_epochs * num_units / units_a_step))
 
     def build_objective(self) -> Objective:
         """Log-probability to loss."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dina_lrm.checkpoint import BaseReference, ModelConfig, save_model
-from dina_lrm.data import PairBatches, PreferenceData, collate, unique_prompts
+from dina_lrm.data import PairBatches, PreferenceData, PromptGroups, collate, collate_groups, unique_prompts
 from dina_lrm.encoding import encode_prompts_once
 from dina_lrm.errors import DataError, WorkError
 from dina_lrm.runtime.accelerator import Accelerator, mean_over_processes
@@ -24,6 +24,7 @@ from dina_lrm.training.seeds import derive_seed, derived_generator
 from dina_lrm.training.snapshots import CHECKPOINTS, Snapshot, load_snapshot, prune_snapshots, save_snapshot
 from dina_lrm.training.step import StepResult, training_step
 from dina_lrm.training.validation import Validation
+from dina_lrm.types import PreferenceBatch, PreferenceGroups
 
 __all__ = ["TrainingRun", "run_identity"]
 
@@ -68,7 +69,10 @@ class TrainingRun:
         self._pairs = self._data.pairs(config.split)
         if not len(self._pairs):
             raise DataError(f"split {config.split!r} of {config.data} has no pairs; at least one is needed")
-        self.num_steps = config.total_steps(len(self._pairs), accelerator.num_processes)
+        self._groups = None if config.max_candidates is None else PromptGroups.of(self._pairs, config.max_candidates)
+        num_units = len(self._pairs if self._groups is None else self._groups)
+        self.num_steps = config.total_steps(num_units, accelerator.num_processes)
+        config.schedule.check_fits(self.num_steps)
         self.network = load_network(config, accelerator.device)
         self._check_latents()
         tables = [self._pairs]
@@ -91,7 +95,7 @@ class TrainingRun:
         self._ema = Ema(self._parameters, config.ema_decay) if config.ema_decay else None
         self._wrapped, self._stepper = accelerator.prepare(self.network, self._optimiser)
         self._batches = PairBatches(
-            len(self._pairs), config.batch_size, config.seed, accelerator.process_index, accelerator.num_processes
+            num_units, config.batch_size, config.seed, accelerator.process_index, accelerator.num_processes
         )
         self._process = self.network.backbone.process
         self._levels = config.levels.build()
@@ -129,7 +133,7 @@ class TrainingRun:
             self._ema.update()
         seconds = time.perf_counter() - started
         self.seconds += seconds
-        pairs = self.config.batch_size * len(results) * self.accelerator.num_processes
+        pairs = sum(len(result.margin) for result in results) * self.accelerator.num_processes
         return {
             "kind": "train",
             "step": step + 1,
@@ -143,8 +147,8 @@ class TrainingRun:
     def _forward(self, step: int, micro: int) -> StepResult:
         config, rank, world = self.config, self.accelerator.process_index, self.accelerator.num_processes
         index = step * config.gradient_accumulation_steps + micro
-        batch = collate(self._data, self._pairs, self._batches.batch(index), self._prompts).to(self.accelerator.device)
-        # All pairs of an optimiser step share one draw of levels, so strata cover the global batch, not each process's.
+        batch = self._batch(index, rank).to(self.accelerator.device)
+        # All groups of an optimiser step share one draw of levels, so strata cover the global batch, not each process's.
         total = config.batch_size * config.gradient_accumulation_steps * world
         levels = self._levels.sample(total, derived_generator(config.seed, "levels", step))
         first = (micro * world + rank) * config.batch_size
@@ -161,6 +165,13 @@ class TrainingRun:
             sigma=levels[first : first + config.batch_size],
             soft_labels=config.soft_labels,
         )
+
+    def _batch(self, index: int, rank: int) -> PreferenceBatch | PreferenceGroups:
+        places = self._batches.batch(index)
+        if self._groups is None:
+            return collate(self._data, self._pairs, places, self._prompts)
+        seed = derive_seed(self.config.seed, "candidates", rank, index)
+        return collate_groups(self._data, self._groups, places, self._prompts, seed)
 
     def _clip(self) -> Tensor:
         limit = self.config.optimiser.max_grad_norm
@@ -217,13 +228,18 @@ class TrainingRun:
         """Write a snapshot after `step` steps and remove what is too many."""
         if self.accelerator.is_main_process:
             folder = self.config.out / CHECKPOINTS
-            save_snapshot(folder, step, self._parameters, self._optimiser, self._ema, identity, self.seconds)
+            scaler = self.accelerator.scaler  # of the loss in float16; its scale is found anew over hundreds of steps
+            progress = {"seconds": self.seconds, "scaler": scaler and scaler.state_dict()}
+            save_snapshot(folder, step, self._parameters, self._optimiser, self._ema, identity, progress)
             prune_snapshots(folder, self.config.keep_last)
         self.accelerator.wait_for_everyone()
 
     def load(self, snapshot: Snapshot, identity: dict[str, Any]) -> None:
         """Go back to where a snapshot was taken."""
-        self.seconds = load_snapshot(snapshot, self._parameters, self._optimiser, self._ema, identity)
+        progress = load_snapshot(snapshot, self._parameters, self._optimiser, self._ema, identity)
+        self.seconds = float(progress["seconds"])
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(progress["scaler"])
 
     def export(self, identity: dict[str, Any]) -> Path:
         """Write the model folder and leave its weights in the network."""
@@ -240,7 +256,11 @@ class TrainingRun:
         config, base = self.config, self.config.base
         return ModelConfig(
             backbone=config.backbone,
-            base=BaseReference(name=str(Path(base).absolute()) if Path(base).is_dir() else base),
+            base=BaseReference(
+                name=str(Path(base).absolute()) if Path(base).is_dir() else base,
+                revision=config.base_revision,
+                random_seed=random_base_seed(config),
+            ),
             head=config.head,
             likelihood=config.likelihood,
             provenance={
@@ -249,7 +269,6 @@ class TrainingRun:
                 "pairs": len(self._pairs),
                 "seconds": round(self.seconds, 1),
                 "torch": str(torch.__version__),
-                "random_base_seed": random_base_seed(config),
                 "training": identity,
             },
         )

@@ -1,7 +1,7 @@
 """Snapshots: all that a run needs to go on as if it had never stopped.
 
     OUT/checkpoints/step-000500/
-      state.json                step, seconds, identity of the run, hashes of the files below
+      state.json                step, progress (seconds, loss scale), identity of the run, hashes of the files below
       trainable.safetensors     raw float32 weights of adapter and head
       ema.safetensors           their averages, unless the run has none
       optimiser.safetensors     AdamW's state, `INDEX.NAME`
@@ -111,7 +111,7 @@ def save_snapshot(
     optimiser: Optimizer,
     ema: Ema | None,
     identity: dict[str, Any],
-    seconds: float,
+    progress: dict[str, Any],
 ) -> Snapshot:
     """Write a snapshot; it appears whole or not at all.
 
@@ -122,7 +122,7 @@ def save_snapshot(
         optimiser: AdamW over them.
         ema: their averages.
         identity: what must be the same for a run to go on from here, as JSON values.
-        seconds: of training so far.
+        progress: what else the run must know to go on, as JSON values.
     """
     tensors: dict[str, dict[str, Tensor]] = {
         "trainable.safetensors": {name: p.detach() for name, p in parameters.items()},
@@ -141,7 +141,7 @@ def save_snapshot(
         state = {
             "schema_version": SCHEMA_VERSION,
             "step": step,
-            "seconds": seconds,
+            "progress": progress,
             "torch": str(torch.__version__),
             "identity": identity,
             "files": {name: sha256_file(staged / name) for name in tensors},
@@ -156,7 +156,7 @@ def load_snapshot(
     optimiser: Optimizer,
     ema: Ema | None,
     identity: dict[str, Any],
-) -> float:
+) -> dict[str, Any]:
     """Put a run back where it stood.
 
     Args:
@@ -167,7 +167,7 @@ def load_snapshot(
         identity: of the run that wants to go on.
 
     Returns:
-        Seconds of training so far.
+        The progress that was saved.
 
     Raises:
         ConfigError: the snapshot is of another run; every key that differs is named.
@@ -190,7 +190,7 @@ def load_snapshot(
         index, _, name = key.partition(".")
         entries.setdefault(int(index), {})[name] = value
     optimiser.load_state_dict({"state": entries, "param_groups": optimiser.state_dict()["param_groups"]})
-    return float(state["seconds"])
+    return dict(state["progress"])
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:

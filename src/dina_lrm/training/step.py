@@ -11,7 +11,7 @@ from dina_lrm.errors import ShapeError
 from dina_lrm.metrics import pair_credit
 from dina_lrm.noise import ForwardProcess, Levels
 from dina_lrm.preference import Likelihood, Objective
-from dina_lrm.types import PreferenceBatch, TensorRecord
+from dina_lrm.types import PreferenceBatch, PreferenceGroups, TensorRecord
 
 __all__ = ["StepResult", "pair_loss", "pair_utilities", "training_step"]
 
@@ -21,10 +21,10 @@ class StepResult(TensorRecord):
     """What one step found.
 
     Attributes:
-        loss: mean over the pairs, a scalar with gradient.
-        log_prob: log-probability of chosen `[b]`.
-        margin: utility of chosen less utility of rejected `[b]`.
-        sigma: noise level of each pair `[b]`.
+        loss: mean over the groups of the mean over their pairs, a scalar with gradient.
+        log_prob: log-probability of chosen `[m]`.
+        margin: utility of chosen less utility of rejected `[m]`.
+        sigma: noise level of each pair `[m]`.
         accuracy: share of decided pairs in the right order, a scalar; a predicted tie is half right; NaN if nothing was
             decided.
     """
@@ -37,25 +37,34 @@ class StepResult(TensorRecord):
 
 
 def pair_utilities(
-    network: nn.Module, batch: PreferenceBatch, process: ForwardProcess, sigma: Tensor, noise: Tensor
+    network: nn.Module,
+    batch: PreferenceBatch | PreferenceGroups,
+    process: ForwardProcess,
+    sigma: Tensor,
+    noise: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Utilities of chosen and rejected, seen through the same noise at the same level, in one forward of 2b.
+    """Utilities of chosen and rejected, seen through the same noise at the same level, in one forward.
 
     Args:
         network: `(state, conditioning) -> utility`.
-        batch: b pairs.
+        batch: m pairs in g groups; plain pairs are groups of their own, and the forward has 2m states.
         process: the rule from latents to a state.
-        sigma: noise level of each pair `[b]`.
-        noise: `[b c h w]`, one for both sides: common random numbers.
+        sigma: noise level of each group `[g]`.
+        noise: `[g c h w]`, one for all candidates of a group: common random numbers.
 
     Returns:
-        Two of `[b]`, float32.
+        Two of `[m]`, float32.
     """
-    latents = torch.cat([batch.latents_chosen, batch.latents_rejected])
-    state = process.add_noise(latents, noise.repeat(2, 1, 1, 1), sigma.repeat(2))
-    utility: Tensor = network(state, batch.conditioning.repeat(2))
-    chosen, rejected = utility.float().chunk(2)
-    return chosen, rejected
+    groups = batch.grouped()
+    state = process.add_noise(groups.latents, noise[groups.group], sigma[groups.group])
+    utility = network(state, groups.conditioning).float()
+    return utility[groups.chosen], utility[groups.rejected]
+
+
+def mean_over_groups(values: Tensor, group: Tensor) -> Tensor:
+    """Mean over groups of the mean over each group's values, both `[m]`: a prompt with many pairs weighs no more."""
+    counts = torch.bincount(group)
+    return (values / counts[group]).sum() / (counts > 0).sum()
 
 
 def pair_loss(
@@ -84,7 +93,7 @@ def pair_loss(
 
 def training_step(
     network: nn.Module,
-    batch: PreferenceBatch,
+    batch: PreferenceBatch | PreferenceGroups,
     process: ForwardProcess,
     levels: Levels,
     likelihood: Likelihood,
@@ -94,17 +103,17 @@ def training_step(
     sigma: Tensor | None = None,
     soft_labels: bool = True,
 ) -> StepResult:
-    """Draw one sigma and one noise a pair, and weigh what the network says (paper, section 3; method.md 1 and 2).
+    """Draw one sigma and one noise a group, and weigh what the network says (paper, section 3).
 
     Args:
-        network: `(state, conditioning) -> utility [2b]`.
-        batch: b pairs, on the network's device.
+        network: `(state, conditioning) -> utility`.
+        batch: m pairs in g groups, or plain pairs, each a group of its own; on the network's device.
         process: the rule from latents to a state.
         levels: distribution over sigma.
         likelihood: law of choice.
         objective: log-probability to loss.
         generator: on the CPU; levels are drawn first, then noise.
-        sigma: levels drawn already `[b]`, as where several processes share one stratified draw.
+        sigma: levels drawn already `[g]`, as where several processes share one stratified draw.
         soft_labels: the share of votes as target, or the majority.
 
     Returns:
@@ -115,15 +124,18 @@ def training_step(
     """
     if not len(batch):
         raise ShapeError("a training step needs at least one pair, got an empty batch")
-    device = batch.latents_chosen.device
+    groups = batch.grouped()
+    device, num_groups = groups.latents.device, groups.num_groups
     if sigma is None:
-        sigma = levels.sample(len(batch), generator)
+        sigma = levels.sample(num_groups, generator)
     sigma = sigma.to(device)
-    noise = torch.randn(batch.latents_chosen.shape, generator=generator).to(device)
-    chosen, rejected = pair_utilities(network, batch, process, sigma, noise)
-    target = batch.target.to(chosen)
-    loss, log_prob = pair_loss(chosen, rejected, sigma, target, likelihood, objective, soft_labels=soft_labels)
+    noise = torch.randn((num_groups, *groups.latents.shape[1:]), generator=generator).to(device)
+    chosen, rejected = pair_utilities(network, groups, process, sigma, noise)
+    target, group = groups.target.to(chosen), groups.group[groups.chosen]
+    level = sigma[group]
+    loss, log_prob = pair_loss(chosen, rejected, level, target, likelihood, objective, soft_labels=soft_labels)
     margin = (chosen - rejected).detach()
     # A margin that is not finite has no order; the loss says so to whoever asks.
     accuracy = pair_credit(margin.nan_to_num(), target).accuracy
-    return StepResult(loss.mean(), log_prob.detach(), margin, sigma, torch.tensor(accuracy, device=device))
+    mean = mean_over_groups(loss, group)
+    return StepResult(mean, log_prob.detach(), margin, level, torch.tensor(accuracy, device=device))

@@ -26,7 +26,9 @@ def open_image(path: Path | str) -> Image.Image:
             return to_rgb(ImageOps.exif_transpose(picture))
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = "there is no such file" if isinstance(error, FileNotFoundError) else str(error)
-        raise ImageError(f"image {str(path)!r} cannot be read: {reason}") from error
+        raise ImageError(
+            f"image {str(path)!r} cannot be read: {reason}; give a whole PNG, JPEG or WebP file"
+        ) from error
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
@@ -58,21 +60,39 @@ def to_pixels(image: Image.Image, native: int, multiple: int) -> Tensor:
     size = fit_size(image.width, image.height, native, multiple)
     if size != image.size:
         image = image.resize(size, Image.Resampling.LANCZOS)
-    return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float() / 255
+    return _as_tensor(image)
 
 
-def stack_pixels(images: Sequence[Image.Image], native: int, multiple: int) -> Tensor:
-    """Pictures of one size as `[b 3 y x]`.
+def to_square_pixels(image: Image.Image, side: int) -> Tensor:
+    """A picture as `[3 side side]` in 0..1: its central square, resized (Lanczos)."""
+    image = to_rgb(image)
+    if image.size != (side, side):
+        image = ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS)
+    return _as_tensor(image)
+
+
+def group_by_size(images: Sequence[Image.Image], native: int, multiple: int) -> list[tuple[list[int], Tensor]]:
+    """Pictures as pixels, those of one fitted size together.
+
+    Args:
+        images: one or more, of any sizes.
+        native: as `fit_size` takes it.
+        multiple: the same.
+
+    Returns:
+        Places among `images` and their pixels `[b 3 y x]`, a pair a size, in order of appearance.
 
     Raises:
-        ShapeError: no pictures, or sizes that differ after fitting.
+        ShapeError: no pictures.
     """
     if not images:
         raise ShapeError("images must hold one or more pictures, got none")
     pixels = [to_pixels(image, native, multiple) for image in images]
-    sizes = {tuple(p.shape[1:]) for p in pixels}
-    if len(sizes) > 1:
-        raise ShapeError(
-            f"images of one call must have one size, got {sorted(sizes)} (height, width); resize or crop them"
-        )
-    return torch.stack(pixels)
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for place, one in enumerate(pixels):
+        groups.setdefault(tuple(one.shape), []).append(place)
+    return [(places, torch.stack([pixels[place] for place in places])) for places in groups.values()]
+
+
+def _as_tensor(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.asarray(image, dtype=np.uint8).copy()).permute(2, 0, 1).float() / 255

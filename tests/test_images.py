@@ -3,7 +3,7 @@ import torch
 from PIL import Image
 
 from dina_lrm.errors import ImageError, ShapeError
-from dina_lrm.scoring.images import fit_size, open_image, stack_pixels, to_pixels
+from dina_lrm.images import fit_size, group_by_size, open_image, to_pixels, to_square_pixels
 
 
 def test_transparency_becomes_white(tmp_path):
@@ -42,12 +42,22 @@ def test_pixels_are_the_bytes_over_255():
     assert pixels[:, 0, 0].tolist() == pytest.approx([1, 0, 0.2])
 
 
-def test_pictures_of_one_call_have_one_size():
-    with pytest.raises(ShapeError, match="one size"):
-        stack_pixels([Image.new("RGB", (64, 64)), Image.new("RGB", (64, 32))], 64, 16)
+def test_pictures_of_one_size_stand_together():
+    wide, square = Image.new("RGB", (64, 32)), Image.new("L", (16, 16), 255)
+    groups = group_by_size([wide, square, wide], 64, 16)
+    assert [(places, tuple(pixels.shape)) for places, pixels in groups] == [
+        ([0, 2], (2, 3, 32, 64)),
+        ([1], (1, 3, 16, 16)),
+    ]
+    assert torch.equal(groups[1][1], torch.ones(1, 3, 16, 16))
     with pytest.raises(ShapeError, match="none"):
-        stack_pixels([], 64, 16)
-    assert torch.equal(stack_pixels([Image.new("L", (16, 16), 255)], 64, 16), torch.ones(1, 3, 16, 16))
+        group_by_size([], 64, 16)
+
+
+def test_the_central_square_is_cut():
+    picture = Image.new("RGB", (48, 16))
+    picture.paste((255, 255, 255), (16, 0, 32, 16))
+    assert torch.equal(to_square_pixels(picture, 16), torch.ones(3, 16, 16))
 
 
 def test_a_photograph_taken_sideways_stands_upright(tmp_path):
