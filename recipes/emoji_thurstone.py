@@ -1,7 +1,6 @@
 """The demo's reward model: the paper's method on the emoji world's own SD3 transformer, minutes on a CPU.
 
-Of 8 blocks of width 192 the first 4 are kept and read after 1, 3 and 4; LoRA of rank 16 and the query head are trained,
-1 : 11 by their number of parameters.
+Of 8 blocks of width 192 the first 7 are kept and read after 1, 4 and 7; LoRA of rank 16 and the query head are trained.
 """
 
 from __future__ import annotations

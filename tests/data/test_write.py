@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from dina_lrm.data import Candidate, PreferenceData, PreferencePair, write_preference_data
+from dina_lrm.data import Candidate, PreferenceData, PreferencePair, extend_preference_data, write_preference_data
 from dina_lrm.data.schema import CANDIDATE_SCHEMA, PAIR_SCHEMA
 from dina_lrm.errors import DataError
 
@@ -61,3 +61,28 @@ def test_rows_beyond_the_latents_are_refused(
     shifted = [replace(c, latents_row=c.latents_row + 1) for c in candidates]
     with pytest.raises(DataError, match="outside the 9 rows"):
         write_preference_data(tmp_path / "d", shifted, latents, pairs, "d")
+
+
+def test_new_prompts_for_old_latents_join_what_stands_there(tiny: PreferenceData, pairs: Pairs) -> None:
+    more = [Candidate("more-a", "another prompt", 0), Candidate("more-b", "another prompt", 8)]
+    fresh = [PreferencePair("another prompt", "more-a", "more-b", 3, 1)]
+    kept = {name: sha for name, sha in tiny.info["sha256"].items() if name != "pairs/train.parquet"}
+    extended = extend_preference_data(tiny.folder, "more", more, {"train": fresh, "extra": fresh})
+    extended.verify()
+    assert extended.candidates["candidate"].to_pylist()[-2:] == ["more-a", "more-b"]
+    assert extended.pairs("train").chosen == [p.chosen for p in pairs["train"]] + ["more-a"]
+    assert extended.pairs("extra").rejected_row.tolist() == [8]
+    assert kept.items() <= extended.info["sha256"].items()
+    assert extended.dataset_info()["counts"]["candidates"] == 11
+    with pytest.raises(DataError, match=r"has a table candidates-more\.parquet"):
+        extend_preference_data(tiny.folder, "more", more, {"train": fresh})
+
+
+def test_an_extension_that_does_not_fit_leaves_the_folder_as_it_was(tiny: PreferenceData) -> None:
+    before = tiny.info["sha256"]
+    for more in ([Candidate("more-a", "p", 9)], [Candidate("0-a", "p", 0)]):
+        with pytest.raises(DataError, match=r"outside the 9 rows|two candidates have one id"):
+            extend_preference_data(tiny.folder, "more", more, {})
+    after = PreferenceData.open(tiny.folder)
+    after.verify()
+    assert after.info["sha256"] == before

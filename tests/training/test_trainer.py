@@ -89,6 +89,7 @@ def test_a_run_learns_logs_measures_and_saves(configure: Configure) -> None:
         "margin",
         "lr",
         "grad_norm",
+        "pairs",
         "pairs_per_second",
         "sigma_mean",
         "seconds",

@@ -32,6 +32,7 @@ STEPS = {
     "assemble": Step(("assemble.py",), "pipeline/model_index.json"),
     "oracle": Step(("style_reader.py",), "oracle/results.json"),
     "preferences": Step(("pool.py",), "preferences"),
+    "prompts": Step(("reask.py",), "preferences/candidates-reasked.parquet"),
     "measure": Step(("measure.py",), "measurements.json"),
 }
 

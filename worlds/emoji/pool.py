@@ -367,14 +367,19 @@ def combinations_by_kind(entries: Sequence[Entry], split: str) -> dict[str, list
 
 
 def vote(
-    entries: Sequence[Entry], ids: Sequence[str], utility: np.ndarray, split: str, electorate: Electorate
+    entries: Sequence[Entry],
+    ids: Sequence[str],
+    utility: np.ndarray,
+    split: str,
+    electorate: Electorate,
+    numbers: dict[str, int],
 ) -> list[PreferencePair]:
     """The labelled pairs of one request in one split: comparisons drawn by kind, then put to the vote."""
     prompt = entries[0].request.prompt
     rng = np.random.default_rng(seed_of("pairs", split, prompt))
     allowed = combinations_by_kind(entries, split)
     drawn: list[tuple[str, int, int]] = []
-    for kind, number in SPLITS[split].pairs.items():
+    for kind, number in numbers.items():
         for place in rng.permutation(len(allowed[kind]))[:number].tolist():
             first, second = allowed[kind][place]
             drawn.append((kind, second, first) if rng.random() < 0.5 else (kind, first, second))
@@ -448,7 +453,7 @@ def build(pipeline_folder: Path, judge: Path, oracle_folder: Path, out: Path, ca
         for entry, row, name, value in zip(pool, rows, ids, utility.tolist(), strict=True):
             candidates.append(Candidate(name, request.prompt, row, origin_of(entry), previews[row], value))
         for split in (request.split, "unseen_damage") if request.split == "test" else (request.split,):
-            pairs[split] += vote(pool, ids, utility, split, electorate)
+            pairs[split] += vote(pool, ids, utility, split, electorate, SPLITS[split].pairs)
     about = {
         "preferences": "programmatic: votes are simulated, no human took part",
         "oracle": json.loads((oracle_folder / "config.json").read_text()),

@@ -10,7 +10,7 @@ from dina_lrm.data.batches import (
 )
 from dina_lrm.data.folder import PairTable, PreferenceData, vote_share
 from dina_lrm.data.schema import Candidate, Origin, PreferencePair
-from dina_lrm.data.write import write_preference_data
+from dina_lrm.data.write import extend_preference_data, write_preference_data
 
 __all__ = [
     "Candidate",
@@ -23,6 +23,7 @@ __all__ = [
     "collate",
     "collate_groups",
     "conditioning_by_prompt",
+    "extend_preference_data",
     "unique_prompts",
     "vote_share",
     "write_preference_data",

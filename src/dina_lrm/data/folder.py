@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from dina_lrm.data.schema import (
     CANDIDATES_FILE,
     INFO_FILE,
     LATENTS_FILE,
+    MORE_CANDIDATES,
     PAIR_SCHEMA,
     PAIRS_FOLDER,
     SCHEMA_VERSION,
@@ -141,8 +143,10 @@ class PreferenceData:
 
     @cached_property
     def candidates(self) -> pa.Table:
-        """Every candidate, columns of `CANDIDATE_SCHEMA`."""
-        return _read_table(self.folder / CANDIDATES_FILE, CANDIDATE_SCHEMA)
+        """Every candidate of every table that `dataset.json` names, columns of `CANDIDATE_SCHEMA`."""
+        more = sorted(name for name in self._entry("sha256") if fnmatch(name, MORE_CANDIDATES))
+        tables = [_read_table(self.folder / name, CANDIDATE_SCHEMA) for name in (CANDIDATES_FILE, *more)]
+        return pa.concat_tables(tables).combine_chunks()
 
     def pairs(self, split: str) -> PairTable:
         """The labelled comparisons of a split.

@@ -10,6 +10,7 @@ import pyarrow as pa
 SCHEMA_VERSION = 1
 INFO_FILE = "dataset.json"
 CANDIDATES_FILE = "candidates.parquet"
+MORE_CANDIDATES = "candidates-*.parquet"  # further tables of candidates of the same latents
 LATENTS_FILE = "latents.safetensors"
 PAIRS_FOLDER = "pairs"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +20,7 @@ from dina_lrm.data.schema import (
     CANDIDATES_FILE,
     INFO_FILE,
     LATENTS_FILE,
+    MORE_CANDIDATES,
     PAIR_SCHEMA,
     PAIRS_FOLDER,
     SCHEMA_VERSION,
@@ -63,25 +65,69 @@ def write_preference_data(
         origins = {c.candidate: c.origin for c in candidates}
         for split, pairs in pairs_by_split.items():
             pq.write_table(_pair_table(pairs, origins), staged / PAIRS_FOLDER / f"{split}.parquet", compression="zstd")
+        counts = {
+            "candidates": len(candidates),
+            "latents": len(latents),
+            "pairs": {split: len(pairs) for split, pairs in pairs_by_split.items()},
+        }
         info = {
             "schema_version": SCHEMA_VERSION,
             "name": name,
             "backbone": {"latent_shape": list(latents.shape[1:]), **(backbone or {})},
-            "counts": {
-                "candidates": len(candidates),
-                "latents": len(latents),
-                "pairs": {split: len(pairs) for split, pairs in pairs_by_split.items()},
-            },
+            "counts": counts,
             "about": dict(about or {}),
-            "sha256": {
-                path.relative_to(staged).as_posix(): sha256_file(path)
-                for path in sorted(staged.rglob("*"))
-                if path.is_file()
-            },
         }
-        (staged / INFO_FILE).write_text(json.dumps(info, indent=2) + "\n")
-        PreferenceData.open(staged).verify()
+        _finish(staged, info)
     return PreferenceData.open(folder)
+
+
+def extend_preference_data(
+    folder: str | Path,
+    table: str,
+    candidates: Sequence[Candidate],
+    pairs_by_split: Mapping[str, Sequence[PreferencePair]],
+) -> PreferenceData:
+    """Add prompts for latents that a preference folder has: what stood there stays, and the folder is replaced whole.
+
+    Args:
+        folder: to extend.
+        table: name of the new table of candidates; it is written as `candidates-TABLE.parquet`.
+        candidates: whose `latents_row` is of the latents that are there.
+        pairs_by_split: comparisons to append to splits, or new splits; they may name old candidates too.
+
+    Returns:
+        The folder, opened.
+
+    Raises:
+        DataError: the table is there already, or the parts do not fit together; the folder is as it was.
+    """
+    old = PreferenceData.open(folder)
+    name = MORE_CANDIDATES.replace("*", table)
+    if (old.folder / name).exists():
+        raise DataError(f"{old.folder} has a table {name}; choose another name, or write the folder afresh")
+    with atomic_folder(folder) as staged:
+        shutil.copytree(old.folder, staged, dirs_exist_ok=True)
+        pq.write_table(_candidate_table(candidates), staged / name, compression="zstd")
+        known = old.candidates.select(["candidate", "origin"]).to_pylist()
+        origins = {row["candidate"]: Origin.from_row(row["origin"]) for row in known}
+        origins |= {c.candidate: c.origin for c in candidates}
+        counts = {**old.info["counts"], "candidates": len(old.candidates) + len(candidates)}
+        for split, pairs in pairs_by_split.items():
+            path = staged / PAIRS_FOLDER / f"{split}.parquet"
+            parts = [pq.read_table(path)] if split in old.splits else []
+            whole = pa.concat_tables([*parts, _pair_table(pairs, origins)])
+            pq.write_table(whole, path, compression="zstd")
+            counts["pairs"] = {**counts["pairs"], split: len(whole)}
+        _finish(staged, {**old.info, "counts": counts})
+    return PreferenceData.open(folder)
+
+
+def _finish(staged: Path, info: dict[str, Any]) -> None:
+    """Write `dataset.json` with the hash of every other file, and check the folder whole."""
+    files = sorted(path for path in staged.rglob("*") if path.is_file() and path.name != INFO_FILE)
+    hashes = {path.relative_to(staged).as_posix(): sha256_file(path) for path in files}
+    (staged / INFO_FILE).write_text(json.dumps({**info, "sha256": hashes}, indent=2) + "\n")
+    PreferenceData.open(staged).verify()
 
 
 def _candidate_table(candidates: Sequence[Candidate]) -> pa.Table:

@@ -67,6 +67,7 @@ def train_and_tell(models: Models, name: str, run: Run) -> TrainingFacts:
     rows = read_metrics(config.out / "metrics.jsonl")
     steps = [row for row in rows if row["kind"] == "train"]
     seconds = float(steps[-1]["seconds"] or 0)
+    pairs = sum(int(row["pairs"] or 0) for row in steps)
     trained = [*model.network.head.state_dict().values(), *model.network.backbone.adapter_state().values()]
     return TrainingFacts(
         name=name,
@@ -76,9 +77,10 @@ def train_and_tell(models: Models, name: str, run: Run) -> TrainingFacts:
         objective=config.objective,
         steps=len(steps),
         batch_size=config.batch_size,
+        pairs=pairs,
         trained_parameters=sum(tensor.numel() for tensor in trained),
         seconds=seconds,
-        pairs_per_second=len(steps) * config.batch_size / seconds,
+        pairs_per_second=pairs / seconds,
         model=f"{config.out.parent.name}/{config.out.name}/model",
         at_step=tuple(int(part[-1]["step"] or 0) for part in _windows(steps)),
         loss=_means(steps, "loss"),

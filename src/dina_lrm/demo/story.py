@@ -185,7 +185,8 @@ class _Demo:
         at = [p for p in facts.validation if p.step == facts.steps]
         measured = ", ".join(f"{100 * p.accuracy:.1f} at sigma {p.sigma:g}" for p in at)
         self.log(
-            f"      {facts.pairs_per_second:,.0f} pairs a second" + (f"; validation accuracy {measured}" if at else "")
+            f"      {facts.pairs:,} comparisons, {facts.pairs_per_second:,.0f} a second"
+            + (f"; validation accuracy {measured}" if at else "")
         )
         return facts
 

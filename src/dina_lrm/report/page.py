@@ -190,15 +190,16 @@ def _training(results: DemoResults) -> str:
         for what, title in titles.items()
     )
     facts = "; ".join(
-        f"<b>{escape(run.label)}</b> {run.steps:,} steps of {run.batch_size} pairs in {_duration(run.seconds)} "
-        f"({run.pairs_per_second:,.0f} pairs a second)"
+        f"<b>{escape(run.label)}</b> {run.steps:,} steps of {run.batch_size} prompts, {run.pairs:,} comparisons, in "
+        f"{_duration(run.seconds)} ({run.pairs_per_second:,.0f} comparisons a second)"
         for run in results.training
     )
     return _section(
         "Training",
         _p(
-            "Each pair is noised with one sigma, drawn anew from 0 to 1, and one noise for both pictures; the law of choice "
-            "expects less where the noise is louder. The control has the same blocks, budget and schedule, but its backbone "
+            "A step takes a few prompts with all their labelled pairs. The pictures of a prompt are noised with one sigma, drawn "
+            "anew from 0 to 1, and one noise, and go through the network once; the law of choice expects less where the noise "
+            "is louder. The control has the same blocks, budget and schedule, but its backbone "
             "starts from random weights."
         ),
         f'<div class="plots">\n{plots}</div>\n',

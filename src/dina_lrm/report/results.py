@@ -97,7 +97,8 @@ class TrainingFacts(Card):
         head: kind of the head.
         objective: what the loss is.
         steps: optimiser steps.
-        batch_size: pairs a step.
+        batch_size: prompts a step.
+        pairs: comparisons that were learned from, over all steps.
         trained_parameters: adapter and head.
         seconds: of the training loop.
         pairs_per_second: over the whole run.
@@ -116,6 +117,7 @@ class TrainingFacts(Card):
     objective: str = "fidelity"
     steps: int
     batch_size: int
+    pairs: int
     trained_parameters: int
     seconds: float
     pairs_per_second: float

@@ -140,6 +140,7 @@ class TrainingRun:
             **self._figures(results),
             "lr": self.config.optimiser.learning_rate * factor,
             "grad_norm": float(norm),
+            "pairs": pairs,
             "pairs_per_second": pairs / seconds,
             "seconds": self.seconds,
         }
