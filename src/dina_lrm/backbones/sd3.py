@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from diffusers import (
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
 )
+from diffusers.utils import logging
 from torch import Tensor, nn
 
 from dina_lrm.backbones.base import Backbone, BackboneConfig
@@ -45,6 +46,17 @@ class _NoProjection(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         return hidden_states.new_zeros(*hidden_states.shape[:-1], self.out_features)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The library's warnings kept back."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def cut_transformer(transformer: SD3Transformer2DModel, depth: int) -> SD3Transformer2DModel:
@@ -217,7 +229,8 @@ class Sd3Backbone(Backbone):
             raise ValueRangeError(f"prompts must be a list of one or more strings, got {prompts!r}")
         length = self.config.max_sequence_length if max_sequence_length is None else max_sequence_length
         pipeline = self._text_pipeline()
-        with torch.no_grad():
+        # A single token of T5 asks for none of its words: that they are cut is no news.
+        with torch.no_grad(), _quiet() if length <= 1 else nullcontext():
             embeds, _, pooled, _ = pipeline.encode_prompt(
                 prompt=list(prompts),
                 prompt_2=None,

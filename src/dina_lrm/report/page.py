@@ -429,7 +429,7 @@ def _gains(results: DemoResults) -> str:
     return (
         "<h3>What choosing gains</h3>"
         + _p(
-            "Mean oracle utility (0 to 8 in the emoji world) of the picture that is chosen, over prompts, with 95 % intervals."
+            "Mean oracle utility (0 to 9 in the emoji world) of the picture that is chosen, over prompts, with 95 % intervals."
         )
         + '<div class="scroll"><table><thead><tr><th></th><th>the model’s best</th><th>average</th><th>the model’s worst</th>'
         + "<th>truly best</th><th>gain captured</th></tr></thead><tbody>\n"
