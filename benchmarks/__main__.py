@@ -32,15 +32,16 @@ def names() -> list[str]:
 
 
 def commit() -> str:
-    """The commit that stands here, marked where the tree is not clean."""
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--exclude=*"],
-        cwd=FOLDER,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.stdout.strip() or "unknown"
+    """The commit that stands here, marked where the tree is not clean, new files included."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", *words], cwd=FOLDER, capture_output=True, text=True, check=False)
+        return done.stdout.strip()
+
+    found = git("rev-parse", "--short", "HEAD")
+    # A new file that a result depends on counts as well; result files do not.
+    dirty = git("status", "--porcelain", "--", "..", ":(exclude)results")
+    return f"{found}-dirty" if found and dirty else found or "unknown"
 
 
 def processor() -> str:

@@ -2,7 +2,8 @@
 
 The naive step encodes its prompts every time and runs chosen and rejected through the network one after the other, as the
 authors' release does. Ours does neither, and learns from pairs, or from whole prompts: all labelled pairs among the
-pictures of a few prompts, each picture seen once. All else is the same code: data, noise, loss, backward, clip, AdamW, EMA.
+pictures of a few prompts, each picture seen once. Comparisons that share pictures, a sigma and a noise are not independent: what they
+teach is in docs/log.md, here is only what they cost. All else is the same code: data, noise, loss, backward, clip, AdamW, EMA.
 """
 
 from __future__ import annotations
@@ -112,17 +113,14 @@ def _row(
     name: str, measured: list[tuple[float, float]], naive: list[tuple[float, float]], pairs: int
 ) -> dict[str, Any]:
     """Medians, and the gain in comparisons a second over the naive step of the same turn."""
-    seconds, compared = (sum(column) for column in zip(*measured, strict=True))
-    ours, theirs = ([one / taken for taken, one in steps] for steps in (measured, naive))
-    # A step of whole prompts compares more or less by luck: its rate is that of all steps, not of one.
-    rate = compared / seconds if name == "ours, whole prompts" else statistics.median(ours)
+    ours, theirs = ([compared / seconds for seconds, compared in steps] for steps in (measured, naive))
     gains = sorted(mine / other for mine, other in zip(ours, theirs, strict=True))
     return {
         "pairs": pairs,
         "step": name,
         "ms": 1000 * statistics.median(taken for taken, _ in measured),
-        "comparisons a step": compared / len(measured),
-        "comparisons a second": rate,
+        "comparisons a step": statistics.mean(compared for _, compared in measured),
+        "comparisons a second": statistics.median(ours),
         "gain over naive": statistics.median(gains),
         "lowest": gains[0],
         "highest": gains[-1],

@@ -47,6 +47,19 @@ def test_other_texts_bases_and_lengths_have_other_tables(backbone: FakeBackbone,
     assert len(list(tmp_path.iterdir())) == 4
 
 
+def test_other_text_encoders_under_one_name_have_other_tables(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    (base / "text_encoder").mkdir(parents=True)
+    for turn in range(2):
+        (base / "text_encoder" / "model.safetensors").write_bytes(bytes(turn + 1))
+        encode_prompts_once(load_fake(CONFIG, str(base)), ["x"], tmp_path / "cache")
+        encode_prompts_once(load_fake(CONFIG, str(base)), ["x"], tmp_path / "cache")
+    pinned = load_fake(CONFIG, str(base))
+    pinned.revision = "abc"
+    encode_prompts_once(pinned, ["x"], tmp_path / "cache")
+    assert len(list((tmp_path / "cache").iterdir())) == 3
+
+
 def test_a_torn_cache_is_made_again(backbone: FakeBackbone, tmp_path: Path) -> None:
     # Cloned: what a table holds is mapped from the very file that is torn here.
     first = encode_prompts_once(backbone, ["x"], tmp_path).conditioning.map(torch.clone)

@@ -54,7 +54,7 @@ def check_sigma(sigma: Tensor) -> None:
 
 @dataclass(frozen=True)
 class TensorRecord:
-    """A frozen record whose tensor fields share a batch axis and move together."""
+    """A frozen record of tensors that move together."""
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Self:
         """The same record with `function` applied to each tensor, also inside tuples."""
@@ -253,6 +253,21 @@ class PreferenceGroups(TensorRecord):
                 "chosen, rejected and target must be [m], "
                 f"got {list(self.chosen.shape)}, {list(self.rejected.shape)} and {list(self.target.shape)}"
             )
+        if self.group.device.type == "cpu":  # elsewhere looking at values would wait for the device
+            self._check_places()
+
+    def _check_places(self) -> None:
+        for name, places in (("chosen", self.chosen), ("rejected", self.rejected)):
+            outside = (places < 0) | (places >= len(self.group))
+            if outside.any():
+                raise ShapeError(f"{name} must name one of {len(self.group)} candidates, got {int(places[outside][0])}")
+        across = self.group[self.chosen] != self.group[self.rejected]
+        if across.any():
+            pair = int(across.nonzero()[0])
+            raise ShapeError(f"a pair must compare candidates of one group, pair {pair} compares two groups")
+        numbers = sorted(set(self.group.tolist()))
+        if numbers != list(range(len(numbers))):
+            raise ShapeError(f"groups must be numbered from 0 without a gap, got {numbers}")
 
     def __len__(self) -> int:
         return len(self.target)

@@ -1,3 +1,5 @@
+import logging
+
 import pytest
 import torch
 from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
@@ -220,3 +222,18 @@ def test_no_pipeline_and_a_wrong_pipeline_are_refused(tmp_path):
     pipeline.register_modules(transformer=pipeline.vae)
     with pytest.raises(BaseMismatchError, match="StableDiffusion3Pipeline"):
         load_backbone(CONFIG, pipeline)
+
+
+@pytest.mark.parametrize("length", [1, 4])
+def test_a_prompt_that_clip_cuts_is_told_and_one_token_of_t5_is_no_news(backbone, length):
+    told = []
+    handler = logging.Handler()
+    handler.emit = lambda record: told.append(record.getMessage())
+    logger = logging.getLogger(StableDiffusion3Pipeline.__module__)
+    logger.addHandler(handler)
+    try:
+        backbone.encode_prompts(["word " * 200], length)
+    finally:
+        logger.removeHandler(handler)
+    assert any("CLIP can only handle" in message for message in told)
+    assert any("`max_sequence_length` is set to" in message for message in told) == (length > 1)

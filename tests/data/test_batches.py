@@ -64,7 +64,7 @@ def test_batches_have_one_size_even_when_larger_than_the_data() -> None:
 @pytest.mark.parametrize(
     "values",
     [
-        {"num_pairs": 0},
+        {"num_units": 0},
         {"batch_size": 0},
         {"seed": -1},
         {"world_size": 0},
@@ -74,7 +74,7 @@ def test_batches_have_one_size_even_when_larger_than_the_data() -> None:
 )
 def test_values_that_cannot_be(values: dict[str, int]) -> None:
     with pytest.raises(ValueRangeError, match="must be"):
-        PairBatches(**{"num_pairs": 10, "batch_size": 2, "seed": 0, **values})
+        PairBatches(**{"num_units": 10, "batch_size": 2, "seed": 0, **values})
 
 
 def test_a_negative_step_is_refused() -> None:

@@ -78,6 +78,26 @@ def test_new_prompts_for_old_latents_join_what_stands_there(tiny: PreferenceData
         extend_preference_data(tiny.folder, "more", more, {"train": fresh})
 
 
+def test_a_damaged_folder_is_not_extended(tiny: PreferenceData) -> None:
+    path = tiny.folder / "latents.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(bytes(content))
+    with pytest.raises(DataError, match="changed after it was written"):
+        extend_preference_data(tiny.folder, "more", [], {})
+
+
+def test_an_extension_takes_along_what_is_named_and_nothing_else(tiny: PreferenceData) -> None:
+    (tiny.folder / "notes.txt").write_text("stray")
+    for name in ("", "a/b"):
+        with pytest.raises(DataError, match="letters, digits and underscores"):
+            extend_preference_data(tiny.folder, name, [], {})
+    aside = tiny.folder.with_name(f".{tiny.folder.name}.replaced")
+    tiny.folder.rename(aside)
+    extended = extend_preference_data(tiny.folder, "more", [], {})
+    assert "notes.txt" not in extended.info["sha256"] and not aside.exists()
+
+
 def test_an_extension_that_does_not_fit_leaves_the_folder_as_it_was(tiny: PreferenceData) -> None:
     before = tiny.info["sha256"]
     for more in ([Candidate("more-a", "p", 9)], [Candidate("0-a", "p", 0)]):

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from dina_lrm.demo.settings import CONTROLS, FAST, FULL, HEADLINE, RULES, RUNS, train_config
+from dina_lrm.errors import InputError
 
 
 def config(run, num_blocks=8, budget=FULL):
@@ -21,6 +22,11 @@ def test_taps_rise_to_the_last_block_that_returns_text(num_blocks):
     taps = config("main", num_blocks).backbone.image_taps
     assert list(taps) == sorted(set(taps))
     assert taps[-1] == num_blocks - 1
+
+
+def test_a_single_block_has_nothing_to_tap():
+    with pytest.raises(InputError, match="num_blocks=1"):
+        config("main", 1)
 
 
 def test_names_fit_together():

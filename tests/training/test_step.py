@@ -138,16 +138,25 @@ def test_hard_labels_take_the_majority_and_drop_ties() -> None:
     decided = torch.stack(
         [nll(law.log_prob(chosen, rejected, sigma))[0], nll(law.log_prob(rejected, chosen, sigma))[2]]
     )
-    assert hard[1] == 0
-    assert torch.allclose(hard.mean(), decided.mean())
+    assert torch.allclose(hard[[0, 2]], decided)
     soft, _ = pair_loss(chosen, rejected, sigma, target, Thurstone(), nll)
     assert not torch.allclose(soft, hard)
 
 
-def test_a_batch_of_nothing_but_ties_has_no_hard_loss() -> None:
-    zeros = torch.zeros(2)
-    loss, _ = pair_loss(zeros, zeros, zeros, torch.full((2,), 0.5), BradleyTerry(), nll, soft_labels=False)
-    assert loss.tolist() == [0, 0]
+def test_a_batch_of_nothing_but_ties_has_no_hard_loss(network: RewardNetwork) -> None:
+    batch = replace(make_batch(2), target=torch.full((2,), 0.5))
+    assert step(network, batch, soft_labels=False).loss == 0
+
+
+@pytest.mark.parametrize("target", [[0.5, 0.5, 0.5, 1.0], [0.9, 0.5, 0.8, 1.0], [1.0, 0.6, 0.0, 0.9]])
+def test_hard_labels_count_the_decided_pairs_of_each_group(network: RewardNetwork, target: list[float]) -> None:
+    batch = replace(make_groups(), target=torch.tensor(target))
+    result = step(network, batch, likelihood=BradleyTerry(), objective=nll, soft_labels=False)
+    signs = torch.sign(batch.target - 0.5)
+    losses = nll(BradleyTerry().log_prob(signs * result.margin, torch.zeros(4)))
+    first = losses[:3][signs[:3] != 0]
+    means = [losses[3], *([first.mean()] if len(first) else [])]
+    assert torch.allclose(result.loss, torch.stack(means).mean(), atol=1e-6)
 
 
 def test_only_the_loss_carries_a_gradient(network: RewardNetwork) -> None:
@@ -206,11 +215,33 @@ def test_groups_say_what_their_pairs_say_alone(network: RewardNetwork) -> None:
 
 
 def test_each_group_weighs_the_same() -> None:
-    assert mean_over_groups(torch.tensor([1.0, 2.0, 3.0, 10.0]), torch.tensor([0, 0, 0, 1])) == 6.0
-    assert mean_over_groups(torch.tensor([4.0, 10.0]), torch.tensor([0, 2])) == 7.0
+    values, group, every = (
+        torch.tensor([1.0, 2.0, 3.0, 10.0]),
+        torch.tensor([0, 0, 0, 1]),
+        torch.ones(4, dtype=torch.bool),
+    )
+    assert mean_over_groups(values, group, every) == 6.0
+    assert mean_over_groups(values, group, torch.tensor([False, True, True, True])) == 6.25
+    assert mean_over_groups(values, group, torch.tensor([False, False, False, True])) == 10.0
 
 
-@pytest.mark.parametrize("wrong", [{"group": torch.zeros(4)}, {"chosen": torch.zeros(3)}])
-def test_groups_that_do_not_fit_together(wrong: dict[str, Tensor]) -> None:
-    with pytest.raises(ShapeError):
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"group": torch.zeros(4)}, "5 candidates need"),
+        ({"chosen": torch.zeros(3)}, r"must be \[m\]"),
+        ({"chosen": torch.tensor([0, 0, 1, 5])}, "one of 5 candidates, got 5"),
+        ({"rejected": torch.tensor([1, 2, 3, 4])}, "pair 2 compares two groups"),
+        ({"group": torch.tensor([0, 0, 0, 2, 2])}, r"without a gap, got \[0, 2\]"),
+    ],
+)
+def test_groups_that_do_not_fit_together(wrong: dict[str, Tensor], message: str) -> None:
+    with pytest.raises(ShapeError, match=message):
         replace(make_groups(), **wrong)
+
+
+@pytest.mark.parametrize("count", [2, 7])
+def test_one_sigma_and_one_noise_a_group(network: RewardNetwork, count: int) -> None:
+    batch = make_batch()
+    with pytest.raises(ShapeError, match=f"6 groups need as many sigmas and noises, got {count} and 6"):
+        pair_utilities(network, batch, RectifiedFlow(), torch.rand(count), torch.randn(6, 4, 4, 4))

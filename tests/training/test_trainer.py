@@ -17,6 +17,7 @@ from dina_lrm.backbones import AdapterConfig, BackboneConfig
 from dina_lrm.checkpoint import verify_model
 from dina_lrm.errors import CheckpointError, ConfigError, DataError, WorkError
 from dina_lrm.heads import MeanPoolHeadConfig
+from dina_lrm.runtime.accelerator import create_accelerator
 from dina_lrm.runtime.metrics_log import read_metrics
 from dina_lrm.training import LevelsConfig, OptimiserConfig, ScheduleConfig, TrainConfig, Trainer, ValidationConfig
 from dina_lrm.training import run as run_module
@@ -353,17 +354,22 @@ def test_noise_of_validation_has_no_neighbours(configure: Configure) -> None:
         assert mine["accuracy"] == theirs["accuracy"]
 
 
+@pytest.mark.parametrize("max_candidates", ["", "3"])
 def test_two_processes_learn_one_model_from_strata_over_both(
-    configure: Configure, preferences: Path, root: Path
+    configure: Configure, preferences: Path, root: Path, max_candidates: str
 ) -> None:
     config = configure()
     launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    process = run_beside(root, *launch, "-m", "tests.training.two_processes", str(preferences), str(config.out))
+    process = run_beside(
+        root, *launch, "-m", "tests.training.two_processes", str(preferences), str(config.out), max_candidates
+    )
     assert process.returncode == 0, process.stderr.decode()
     ended = [(config.out / f"ended-{rank}.json").read_text() for rank in (0, 1)]
     assert ended[0] == ended[1]
     assert [row["step"] for row in rows(config)] == list(range(1, 11))
-    assert all(abs(row["sigma_mean"] - 0.5) <= 0.5 / 8 for row in rows(config))
+    if not max_candidates:  # with prompts, sigma_mean weighs each by its pairs
+        assert all(abs(row["sigma_mean"] - 0.5) <= 0.5 / 8 for row in rows(config))
+        assert all(row["pairs"] == 8 for row in rows(config))
     assert len(rows(config, "validation")) == 4
     verify_model(config.out / "model")
 
@@ -375,3 +381,17 @@ def test_learning_from_groups_goes_on_to_the_same_bits(configure: Configure) -> 
     assert all(row["loss"] > 0 for row in rows(whole))
     train(cut, whole.out / "checkpoints" / "step-000004")
     assert same_weights(whole, cut)
+
+
+def test_the_scale_of_a_float16_loss_is_kept(configure: Configure) -> None:
+    config = configure()
+
+    def run(scale: float) -> run_module.TrainingRun:
+        made = run_module.TrainingRun(config, create_accelerator(device="cpu"))
+        made.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        return made
+
+    first, again = run(64.0), run(2.0)
+    first.save(1, {})
+    again.load(find_snapshots(config.out / "checkpoints")[-1], {})
+    assert again.accelerator.scaler.get_scale() == 64.0

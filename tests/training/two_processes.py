@@ -13,11 +13,12 @@ from dina_lrm.training import Trainer, assemble
 from tests.training.fake import load_fake, make_config
 
 
-def main(data: str, out: str) -> None:
-    """Two micro steps of two pairs a process make eight pairs a step."""
+def main(data: str, out: str, max_candidates: str = "") -> None:
+    """Two micro steps of two pairs a process make eight pairs a step; or as many prompts."""
     torch.set_num_threads(1)
     assemble.load_backbone = load_fake
-    trainer = Trainer(make_config(Path(data), Path(out), batch_size=2, gradient_accumulation_steps=2), quiet=True)
+    changes = {"batch_size": 2, "gradient_accumulation_steps": 2, "max_candidates": int(max_candidates or 0) or None}
+    trainer = Trainer(make_config(Path(data), Path(out), **changes), quiet=True)
     trainer.run()
     assert trainer.network is not None
     sums = {name: float(value.double().sum()) for name, value in trainer.network.head.state_dict().items()}

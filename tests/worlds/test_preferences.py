@@ -39,8 +39,13 @@ def test_the_folder_is_whole(data: PreferenceData) -> None:
 
 
 def test_every_candidate_has_truth_origin_and_preview(data: PreferenceData) -> None:
-    for column in ("oracle_utility", "origin", "preview"):
+    for column in ("oracle_utility", "origin"):
         assert data.candidates[column].null_count == 0
+    previews = dict(
+        zip(data.candidates["candidate"].to_pylist(), data.candidates["preview"].is_null().to_pylist(), strict=True)
+    )
+    # Prompts that were asked later show pictures that have a preview already.
+    assert all(missing == name.startswith("reasked-") for name, missing in previews.items())
     assert data.preview(data.candidates["candidate"][0].as_py()).size == (64, 64)
 
 

@@ -96,7 +96,7 @@ def read_stored(data: PreferenceData) -> list[Stored]:
     for row in data.candidates.select(["prompt", "candidate", "origin", "latents_row"]).to_pylist():
         if row["candidate"].startswith("train-"):
             origin = Origin.from_row(row["origin"])
-            assert origin is not None
+            assert origin is not None and split_of(origin.concept) == "train"
             found.setdefault(row["latents_row"], Stored(row["latents_row"], origin))
     return list(found.values())
 
@@ -119,6 +119,8 @@ def draw_requests(art: Art, words: dict[str, Phrases], known: set[str]) -> list[
 def build(folder: Path, pipeline: Path, judge: Path, oracle_folder: Path) -> None:
     """Extend the preference folder in place; it is replaced whole or not at all."""
     data = PreferenceData.open(folder)
+    if any(name.startswith(f"{TABLE}-") for name in data.candidates["candidate"].to_pylist()):
+        sys.exit(f"{folder} has been asked again already; make it afresh with pool.py first")
     rows = read_art((*TRAINED_STYLES, HELD_OUT_STYLE))
     art = Art(rows)
     words = read_phrases(row for row in rows if row["style"] != HELD_OUT_STYLE)

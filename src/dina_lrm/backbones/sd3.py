@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
+from logging import LogRecord
 from typing import Any
 
 import torch
@@ -49,14 +50,18 @@ class _NoProjection(nn.Module):
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """The library's warnings kept back."""
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
+def _cut_is_no_news(length: int) -> Iterator[None]:
+    """A single token of T5 asks for none of its words: the library's word on them is kept back, that on CLIP's is not."""
+    logger = logging.get_logger(StableDiffusion3Pipeline.__module__)
+
+    def told(record: LogRecord) -> bool:
+        return length > 1 or "`max_sequence_length` is set to" not in record.getMessage()
+
+    logger.addFilter(told)
     try:
         yield
     finally:
-        logging.set_verbosity(before)
+        logger.removeFilter(told)
 
 
 def cut_transformer(transformer: SD3Transformer2DModel, depth: int) -> SD3Transformer2DModel:
@@ -229,8 +234,7 @@ class Sd3Backbone(Backbone):
             raise ValueRangeError(f"prompts must be a list of one or more strings, got {prompts!r}")
         length = self.config.max_sequence_length if max_sequence_length is None else max_sequence_length
         pipeline = self._text_pipeline()
-        # A single token of T5 asks for none of its words: that they are cut is no news.
-        with torch.no_grad(), _quiet() if length <= 1 else nullcontext():
+        with torch.no_grad(), _cut_is_no_news(length):
             embeds, _, pooled, _ = pipeline.encode_prompt(
                 prompt=list(prompts),
                 prompt_2=None,

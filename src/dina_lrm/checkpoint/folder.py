@@ -94,6 +94,7 @@ def load_model(
     folder = Path(folder)
     config = read_config(folder)
     check_sizes(folder, config)
+    revision = config.base.revision if base is None else None  # a commit of the named base is none of another
     if base is None:
         base = _locate_base(folder, config.base.name)
     backbone = load_backbone(
@@ -101,7 +102,7 @@ def load_model(
         base,
         device=device,
         dtype=dtype,
-        revision=config.base.revision,
+        revision=revision,
         random_seed=config.base.random_seed,
     )
     check_base(config.base, backbone)

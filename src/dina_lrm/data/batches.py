@@ -24,21 +24,21 @@ class PairBatches:
     size, and the union over ranks depends only on the product of batch size and world size.
 
     Attributes:
-        num_pairs: how many there are.
-        batch_size: pairs a step on one rank.
+        num_units: how many pairs or prompts there are.
+        batch_size: of them a step on one rank.
         seed: of the permutations.
         rank: of this process.
         world_size: how many processes there are.
     """
 
-    num_pairs: int
+    num_units: int
     batch_size: int
     seed: int
     rank: int = 0
     world_size: int = 1
 
     def __post_init__(self) -> None:
-        _at_least(1, num_pairs=self.num_pairs, batch_size=self.batch_size, world_size=self.world_size)
+        _at_least(1, num_units=self.num_units, batch_size=self.batch_size, world_size=self.world_size)
         _at_least(0, seed=self.seed, rank=self.rank)
         if self.rank >= self.world_size:
             raise ValueRangeError(f"rank must be below world_size {self.world_size}, got {self.rank}")
@@ -46,15 +46,15 @@ class PairBatches:
     @property
     def steps_per_epoch(self) -> float:
         """Steps in which every pair is seen once, on average: not rounded."""
-        return self.num_pairs / (self.batch_size * self.world_size)
+        return self.num_units / (self.batch_size * self.world_size)
 
     def batch(self, step: int) -> npt.NDArray[np.int64]:
         """Indices of this rank's pairs at a step, `[batch_size]`; steps count from 0."""
         _at_least(0, step=step)
         first = (step * self.world_size + self.rank) * self.batch_size
         positions = np.arange(first, first + self.batch_size)
-        epochs, places = np.divmod(positions, self.num_pairs)
-        parts = [_permutation(self.num_pairs, self.seed, int(e))[places[epochs == e]] for e in np.unique(epochs)]
+        epochs, places = np.divmod(positions, self.num_units)
+        parts = [_permutation(self.num_units, self.seed, int(e))[places[epochs == e]] for e in np.unique(epochs)]
         return np.concatenate(parts)
 
 

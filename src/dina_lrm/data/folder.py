@@ -145,7 +145,7 @@ class PreferenceData:
     def candidates(self) -> pa.Table:
         """Every candidate of every table that `dataset.json` names, columns of `CANDIDATE_SCHEMA`."""
         more = sorted(name for name in self._entry("sha256") if fnmatch(name, MORE_CANDIDATES))
-        tables = [_read_table(self.folder / name, CANDIDATE_SCHEMA) for name in (CANDIDATES_FILE, *more)]
+        tables = [read_table(self.folder / name, CANDIDATE_SCHEMA) for name in (CANDIDATES_FILE, *more)]
         return pa.concat_tables(tables).combine_chunks()
 
     def pairs(self, split: str) -> PairTable:
@@ -162,7 +162,7 @@ class PreferenceData:
         """
         if split not in self.splits:
             raise DataError(f"{self.folder} has no split {split!r}; it has {', '.join(self.splits)}")
-        table = _read_table(self.folder / PAIRS_FOLDER / f"{split}.parquet", PAIR_SCHEMA)
+        table = read_table(self.folder / PAIRS_FOLDER / f"{split}.parquet", PAIR_SCHEMA)
         lists: dict[str, Any] = {name: table[name].to_pylist() for name in ("prompt", "chosen", "rejected", "kind")}
         votes: dict[str, Any] = {
             name: table[name].to_numpy() for name in ("votes_chosen", "votes_rejected", "votes_tied")
@@ -267,7 +267,7 @@ class PreferenceData:
             return np.fromiter((self._place_of[name] for name in candidates), np.int64, len(candidates))
         except KeyError as error:
             raise DataError(
-                f"candidate {error.args[0]!r}, asked for by {where}, is not in {self.folder / CANDIDATES_FILE}; "
+                f"candidate {error.args[0]!r}, asked for by {where}, is in none of the tables of candidates of {self.folder}; "
                 "every pair must name known candidates"
             ) from error
 
@@ -332,7 +332,12 @@ def vote_share(votes_chosen: npt.NDArray[np.int32], votes_rejected: npt.NDArray[
     return np.where(decided > 0, share, 0.5).astype(np.float32)
 
 
-def _read_table(path: Path, schema: pa.Schema) -> pa.Table:
+def read_table(path: Path, schema: pa.Schema) -> pa.Table:
+    """A table with just the columns of a schema, filled where they must be.
+
+    Raises:
+        DataError: it cannot be read, or a column is missing, of another type or has gaps.
+    """
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowException) as error:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from safetensors.torch import save
 from torch import Tensor
 
-from dina_lrm.data.folder import PreferenceData
+from dina_lrm.data.folder import PreferenceData, read_table
 from dina_lrm.data.schema import (
     CANDIDATE_SCHEMA,
     CANDIDATES_FILE,
@@ -29,7 +29,7 @@ from dina_lrm.data.schema import (
     PreferencePair,
 )
 from dina_lrm.errors import DataError
-from dina_lrm.runtime.files import atomic_folder, sha256_file
+from dina_lrm.runtime.files import atomic_folder, restore_folder, sha256_file
 
 
 def write_preference_data(
@@ -99,14 +99,21 @@ def extend_preference_data(
         The folder, opened.
 
     Raises:
-        DataError: the table is there already, or the parts do not fit together; the folder is as it was.
+        DataError: the folder is damaged, the table is there already, or the parts do not fit together; the folder is as
+            it was.
     """
+    restore_folder(folder)
     old = PreferenceData.open(folder)
+    if not table.isidentifier():
+        raise DataError(f"a table's name must be letters, digits and underscores, got {table!r}")
     name = MORE_CANDIDATES.replace("*", table)
     if (old.folder / name).exists():
         raise DataError(f"{old.folder} has a table {name}; choose another name, or write the folder afresh")
+    old.verify()
     with atomic_folder(folder) as staged:
-        shutil.copytree(old.folder, staged, dirs_exist_ok=True)
+        for known_file in old.info["sha256"]:
+            (staged / known_file).parent.mkdir(exist_ok=True)
+            shutil.copy2(old.folder / known_file, staged / known_file)
         pq.write_table(_candidate_table(candidates), staged / name, compression="zstd")
         known = old.candidates.select(["candidate", "origin"]).to_pylist()
         origins = {row["candidate"]: Origin.from_row(row["origin"]) for row in known}
@@ -114,7 +121,7 @@ def extend_preference_data(
         counts = {**old.info["counts"], "candidates": len(old.candidates) + len(candidates)}
         for split, pairs in pairs_by_split.items():
             path = staged / PAIRS_FOLDER / f"{split}.parquet"
-            parts = [pq.read_table(path)] if split in old.splits else []
+            parts = [read_table(path, PAIR_SCHEMA)] if split in old.splits else []
             whole = pa.concat_tables([*parts, _pair_table(pairs, origins)])
             pq.write_table(whole, path, compression="zstd")
             counts["pairs"] = {**counts["pairs"], split: len(whole)}

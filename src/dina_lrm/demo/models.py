@@ -53,8 +53,7 @@ class Models:
             config.out.mkdir(parents=True)
             stamped.write_text(stamp)
         trainer = Trainer(config, quiet=self._quiet)
-        # After the last snapshot there is nothing left to train: this is how the control, whose random weights no
-        # folder holds, comes back into memory.
+        # After the last snapshot there is nothing left to train: a finished run only comes back into memory.
         folder = trainer.run(resume="auto")
         assert trainer.network is not None
         network = trainer.network.eval().requires_grad_(False)

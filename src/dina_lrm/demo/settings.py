@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from dina_lrm.backbones import AdapterConfig, BackboneConfig
+from dina_lrm.errors import InputError
 from dina_lrm.evals import ScoringRule
 from dina_lrm.evals.rules import Prompts
 from dina_lrm.heads import QueryHeadConfig
@@ -122,10 +123,10 @@ class Budget:
 
 FULL = Budget()
 FAST = Budget(
-    num_steps=60,
-    validate_every=30,
+    num_steps=30,
+    validate_every=15,
     validation_pairs=128,
-    max_prompts=16,
+    max_prompts=12,
     profile_sigmas=(0.05, 0.2, 0.4, 0.6, 0.8),
     samples=20,
     rankings=2,
@@ -144,8 +145,10 @@ def train_config(world: Path, out: Path, run: Run, budget: Budget, num_blocks: i
         num_blocks: of the whole transformer; all but its last, which returns no text tokens, are kept.
         seed: of everything in the run.
     """
-    # A network of eight blocks knows what agrees with the prompt late: half of it costs four points (docs/log.md).
+    # A network of eight blocks knows late what agrees with the prompt (benchmarks/probe.py, docs/log.md).
     last = num_blocks - 1
+    if last < 1:
+        raise InputError(f"the world's transformer must have two blocks or more, got num_blocks={num_blocks}")
     taps = tuple(sorted({1, (1 + last) // 2, last}))
     return TrainConfig(
         data=world / "preferences",

@@ -58,8 +58,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path).absolute()
     staged, replaced = _beside(path, "partial"), _beside(path, "replaced")
-    if replaced.exists() and not path.exists():
-        replaced.rename(path)  # a writer was killed between its two renames
+    restore_folder(path)
     _remove(staged)
     staged.mkdir(parents=True)
     try:
@@ -68,10 +67,27 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         _remove(replaced)
         if path.exists():
             path.rename(replaced)
-        staged.rename(path)
-        _remove(replaced)
+        try:
+            staged.rename(path)
+        except OSError:
+            restore_folder(path)
+            raise
+        if replaced.exists():
+            # Under a third name: a half-removed folder is never taken for one that stepped aside.
+            doomed = _beside(path, "doomed")
+            _remove(doomed)
+            replaced.rename(doomed)
+            _remove(doomed)
     finally:
         _remove(staged)
+
+
+def restore_folder(path: str | Path) -> None:
+    """Put a folder back that had stepped aside for a writer that was killed before its own took the place."""
+    path = Path(path).absolute()
+    replaced = _beside(path, "replaced")
+    if replaced.exists() and not path.exists():
+        replaced.rename(path)
 
 
 def sha256_file(path: str | Path) -> str:

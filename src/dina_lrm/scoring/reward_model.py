@@ -213,7 +213,8 @@ class RewardModel:
     ) -> Comparison:
         """Probability that a is preferred to b, by the model's law of choice.
 
-        Both meet the same noise. The probability is that of the mean margin under the mean variance of the levels; its
+        Both meet the same noise where their sizes agree; where they do not, the interval is the wider for it, and
+        resizing one to the other is better. The probability is that of the mean margin under the mean variance of the levels; its
         interval carries the margin's 95 % interval over draws through the law.
 
         Args:
@@ -264,7 +265,7 @@ class RewardModel:
         fusion: Fusion = "mean",
         seed: int = 0,
     ) -> Ranking:
-        """Order candidates for one prompt, best first; arguments as in `score`."""
+        """Order candidates for one prompt, best first; arguments as in `score`. Those of one size meet the same noise."""
         with torch.no_grad():
             reward = self.score(
                 prompts=[prompt], images=images, latents=latents, sigmas=sigmas, draws=draws, fusion=fusion, seed=seed

@@ -133,7 +133,7 @@ class TrainingRun:
             self._ema.update()
         seconds = time.perf_counter() - started
         self.seconds += seconds
-        pairs = sum(len(result.margin) for result in results) * self.accelerator.num_processes
+        pairs = self._num_pairs(results)
         return {
             "kind": "train",
             "step": step + 1,
@@ -166,6 +166,11 @@ class TrainingRun:
             sigma=levels[first : first + config.batch_size],
             soft_labels=config.soft_labels,
         )
+
+    def _num_pairs(self, results: list[StepResult]) -> int:
+        """Of all processes: prompts have few pairs or many."""
+        own = torch.tensor(float(sum(len(result.margin) for result in results)), device=self.accelerator.device)
+        return round(float(mean_over_processes(self.accelerator, own)) * self.accelerator.num_processes)
 
     def _batch(self, index: int, rank: int) -> PreferenceBatch | PreferenceGroups:
         places = self._batches.batch(index)

@@ -39,7 +39,7 @@ __all__ = [
     "save_snapshot",
 ]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 STATE_FILE = "state.json"
 CHECKPOINTS = "checkpoints"
 _NAME = re.compile(r"step-(\d{6,})")

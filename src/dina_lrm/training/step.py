@@ -54,17 +54,34 @@ def pair_utilities(
 
     Returns:
         Two of `[m]`, float32.
+
+    Raises:
+        ShapeError: not one sigma and one noise a group.
     """
     groups = batch.grouped()
+    if not len(sigma) == len(noise) == groups.num_groups:
+        raise ShapeError(
+            f"{groups.num_groups} groups need as many sigmas and noises, got {len(sigma)} and {len(noise)}"
+        )
     state = process.add_noise(groups.latents, noise[groups.group], sigma[groups.group])
     utility = network(state, groups.conditioning).float()
     return utility[groups.chosen], utility[groups.rejected]
 
 
-def mean_over_groups(values: Tensor, group: Tensor) -> Tensor:
-    """Mean over groups of the mean over each group's values, both `[m]`: a prompt with many pairs weighs no more."""
-    counts = torch.bincount(group)
-    return (values / counts[group]).sum() / (counts > 0).sum()
+def mean_over_groups(values: Tensor, group: Tensor, counted: Tensor) -> Tensor:
+    """Mean over groups of the mean over each group's counted values: a prompt with many pairs weighs no more.
+
+    Args:
+        values: `[m]`.
+        group: of each value, whole numbers from 0 `[m]`.
+        counted: which values there are `[m]`, bool; a group without any is none.
+
+    Returns:
+        A scalar; 0 where nothing counts.
+    """
+    counts = torch.bincount(group, weights=counted.to(values))
+    share = counted / counts[group].clamp_min(1)
+    return (values * share).sum() / (counts > 0).sum().clamp_min(1)
 
 
 def pair_loss(
@@ -79,16 +96,13 @@ def pair_loss(
 ) -> tuple[Tensor, Tensor]:
     """Loss of each pair and log-probability of its chosen side, both `[b]`.
 
-    Hard labels are the majority of the votes; a tie then weighs nothing, and the others weigh so that the mean over the
-    batch is the mean over the decided.
+    Hard labels are the majority of the votes; the loss of a tie then says nothing, and is not to be counted.
     """
     log_prob = likelihood.log_prob(chosen, rejected, sigma)
     reversed_log_prob = likelihood.log_prob(rejected, chosen, sigma)
     if soft_labels:
         return objective(log_prob, target, reversed_log_prob), log_prob
-    decided = target != 0.5
-    weight = decided * (len(target) / decided.sum().clamp_min(1))
-    return weight * objective(log_prob, (target > 0.5).to(log_prob), reversed_log_prob), log_prob
+    return objective(log_prob, (target > 0.5).to(log_prob), reversed_log_prob), log_prob
 
 
 def training_step(
@@ -137,5 +151,6 @@ def training_step(
     margin = (chosen - rejected).detach()
     # A margin that is not finite has no order; the loss says so to whoever asks.
     accuracy = pair_credit(margin.nan_to_num(), target).accuracy
-    mean = mean_over_groups(loss, group)
+    counted = torch.ones_like(target, dtype=torch.bool) if soft_labels else target != 0.5
+    mean = mean_over_groups(loss, group, counted)
     return StepResult(mean, log_prob.detach(), margin, level, torch.tensor(accuracy, device=device))
