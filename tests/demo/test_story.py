@@ -54,7 +54,7 @@ def test_report_and_results_agree(told):
     ]
     assert results.row("swapped").cards["test"].prompts_shown == "swapped"
     assert results.world.quality == {"reconstruction of held-out art, dB": 28.5}
-    assert results.world.transformer_blocks == 6 and results.world.kept_blocks == 3
+    assert results.world.transformer_blocks == 6 and results.world.kept_blocks == 5
     assert results.encoding.pictures == 2
     assert [run.backbone for run in results.training] == ["pretrained", "random"]
     assert [(best.n, best.prompts) for best in results.best_of] == [(2, 2), (2, 2)]
@@ -63,7 +63,7 @@ def test_report_and_results_agree(told):
 
 def test_the_model_can_be_loaded_and_the_named_pictures_are_there(told):
     out, _ = told
-    assert RewardModel.from_pretrained(out / "model").config.backbone.depth == 3
+    assert RewardModel.from_pretrained(out / "model").config.backbone.depth == 5
     commands = json.loads((out / "results.json").read_text())["commands"]
     assert [command.split()[1] for command in commands] == ["score", "compare", "info"]
     assert len(list((out / "pictures").glob("*.png"))) == 2
