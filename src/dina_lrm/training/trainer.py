@@ -100,7 +100,7 @@ class Trainer:
                     if stopping and not last:
                         raise WorkError(
                             f"training was stopped by {stop.signal_name or 'another process'} after step {done} of "
-                            f'{run.num_steps}; it is saved: go on with resume="auto"'
+                            f'{run.num_steps}; it is saved: go on with resume="auto" (--resume auto)'
                         )
         finally:
             if log is not None:
