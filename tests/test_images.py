@@ -52,6 +52,9 @@ def test_pictures_of_one_size_stand_together():
     assert torch.equal(groups[1][1], torch.ones(1, 3, 16, 16))
     with pytest.raises(ShapeError, match="none"):
         group_by_size([], 64, 16)
+    for wrong in (square, ["a.png"], "a.png"):
+        with pytest.raises(ShapeError, match="a list of PIL pictures"):
+            group_by_size(wrong, 64, 16)
 
 
 def test_the_central_square_is_cut():

@@ -83,8 +83,10 @@ def group_by_size(images: Sequence[Image.Image], native: int, multiple: int) -> 
         Places among `images` and their pixels `[b 3 y x]`, a pair a size, in order of appearance.
 
     Raises:
-        ShapeError: no pictures.
+        ShapeError: no pictures, or something else than a list of them.
     """
+    if isinstance(images, str | Image.Image) or not all(isinstance(image, Image.Image) for image in images):
+        raise ShapeError(f"images must be a list of PIL pictures or pixels [b 3 y x], got {images!r:.80}")
     if not images:
         raise ShapeError("images must hold one or more pictures, got none")
     pixels = [to_pixels(image, native, multiple) for image in images]

@@ -36,7 +36,9 @@ def resolve(path: Path | str, revision: str | None = None) -> Path:
         return Path(snapshot_download(str(path), revision=revision))
     except (HFValidationError, OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise CheckpointError(f"model {str(path)!r} is no folder, and the hub gave none: {reason}") from error
+        raise CheckpointError(
+            f"model {str(path)!r} is no folder here, and the hub gave none ({reason}); check the path"
+        ) from error
 
 
 def load_any(
