@@ -461,14 +461,8 @@ def _gain(best: BestOf) -> str:
 
 def _use(results: DemoResults) -> str:
     commands = "".join(f"<pre>{escape(command)}</pre>\n" for command in results.commands)
-    return _section(
-        "Use the model",
-        _p(
-            "From the folder in which the demo ran. The pictures there are compressed previews and meet other noise, "
-            "so rewards differ somewhat from those above:"
-        ),
-        commands,
-    )
+    told = "From the folder in which the demo ran; its previews are compressed, so rewards differ a little from those above:"
+    return _section("Use the model", _p(told), commands)
 
 
 def _times(results: DemoResults) -> str:
