@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from dina_lrm.backbones import Backbone
-from dina_lrm.errors import DataError, ValueRangeError
+from dina_lrm.errors import DataError, PromptCutWarning, ValueRangeError
 from dina_lrm.images import open_image, to_square_pixels
 from dina_lrm.runtime.files import atomic_write
 from dina_lrm.types import Conditioning
@@ -84,18 +85,33 @@ def encode_prompts_once(
     if _read_cached(path) is None:
         encoded = _encode_texts(backbone, texts, batch_size)
         with atomic_write(path) as file:
-            file.write(save(vars(encoded), metadata={"prompts": json.dumps(texts)}))
+            tensors = {name: tensor for name, tensor in vars(encoded).items() if tensor is not None}
+            file.write(save(tensors, metadata={"prompts": json.dumps(texts)}))
     cached = _read_cached(path)
     assert cached is not None
     return PromptTable(rows, cached)
 
 
 def _encode_texts(backbone: Backbone, texts: Sequence[str], batch_size: int) -> Conditioning:
-    parts = [
-        backbone.encode_prompts(texts[start : start + batch_size]).to("cpu")
-        for start in range(0, len(texts), batch_size)
-    ]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", PromptCutWarning)
+        parts = [
+            backbone.encode_prompts(texts[start : start + batch_size]).to("cpu")
+            for start in range(0, len(texts), batch_size)
+        ]
+    _tell(caught, len(texts))
     return Conditioning.cat(parts).map(lambda t: t.detach().contiguous())
+
+
+def _tell(caught: Sequence[warnings.WarningMessage], count: int) -> None:
+    """Many prompts that are too long make one warning."""
+    cut = [one for one in caught if issubclass(one.category, PromptCutWarning)]
+    for one in caught:
+        if one not in cut:
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+    if cut:
+        told = f"{len(cut)} of {count} prompts are longer than the model reads; the first: {cut[0].message}"
+        warnings.warn(told, PromptCutWarning, stacklevel=3)
 
 
 def _cache_key(backbone: Backbone, texts: Sequence[str]) -> str:
@@ -123,7 +139,7 @@ def _read_cached(path: Path) -> Conditioning | None:
         return None
     try:
         with safe_open(path, framework="pt") as file:
-            return Conditioning(file.get_tensor("prompt_embeds"), file.get_tensor("pooled_prompt_embeds"))
+            return Conditioning(**{name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
     except (SafetensorError, OSError):
         return None
 

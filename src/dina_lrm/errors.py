@@ -11,6 +11,8 @@
     │       └── BaseMismatchError   the base pipeline is not the one the checkpoint was trained on
     └── WorkError               the work itself failed (diverged training, say): the command line exits 1
 
+    PromptCutWarning            a UserWarning: a prompt is longer than the model reads, and what was cut
+
 Each message names the value, what was expected and the fix, in one sentence or two.
 """
 
@@ -55,3 +57,7 @@ class BaseMismatchError(CheckpointError):
 
 class WorkError(DinaError, RuntimeError):
     """The work failed although its input was accepted."""
+
+
+class PromptCutWarning(UserWarning):
+    """A prompt is longer than the model reads; the message says what was cut."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dina_lrm.backbones import Backbone
-from dina_lrm.heads import FeatureShape, HeadConfig, HeadContexts, RewardHead
+from dina_lrm.heads import HeadConfig, HeadContexts, RewardHead
 from dina_lrm.types import Conditioning, Features, NoisedState
 
 
@@ -23,7 +23,7 @@ class RewardNetwork(nn.Module):
     def features(self, state: NoisedState, conditioning: Conditioning) -> Features:
         """What the head sees, in float32."""
         features: Features = self.backbone(state, conditioning)
-        return features.map(lambda t: t.float())
+        return features.float()
 
     def forward(self, state: NoisedState, conditioning: Conditioning) -> Tensor:
         """Utility `[b]`, differentiable in `state.noised_latents`."""
@@ -38,12 +38,6 @@ class RewardNetwork(nn.Module):
             return self.head.read(HeadContexts.join([self.head.contexts(features) for features in levels]))
 
 
-def feature_shape(backbone: Backbone) -> FeatureShape:
-    """What a head must know of a backbone."""
-    taps = backbone.config
-    return FeatureShape(backbone.width, backbone.temb_width, len(taps.image_taps), len(taps.text_taps))
-
-
 def build_network(backbone: Backbone, head: HeadConfig) -> RewardNetwork:
     """A fresh head on a backbone."""
-    return RewardNetwork(backbone, head.build(feature_shape(backbone)).to(backbone.device))
+    return RewardNetwork(backbone, head.build(backbone.feature_shape).to(backbone.device))

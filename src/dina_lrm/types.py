@@ -18,6 +18,7 @@ from dina_lrm.errors import ShapeError, ValueRangeError
 __all__ = [
     "Comparison",
     "Conditioning",
+    "FeatureShape",
     "Features",
     "NoisedState",
     "PreferenceBatch",
@@ -81,23 +82,28 @@ class Conditioning(TensorRecord):
 
     Attributes:
         prompt_embeds: per-token text states `[b l e]`.
-        pooled_prompt_embeds: pooled text state `[b p]`.
+        pooled_prompt_embeds: pooled text state `[b p]`; None for a backbone that takes none.
+        prompt_mask: which tokens are the prompt's, bool `[b l]`; None where all are read, as in SD3 and FLUX.
     """
 
     prompt_embeds: Tensor
-    pooled_prompt_embeds: Tensor
+    pooled_prompt_embeds: Tensor | None = None
+    prompt_mask: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if self.prompt_embeds.ndim != 3 or self.pooled_prompt_embeds.ndim != 2:
+        embeds, pooled, mask = self.prompt_embeds, self.pooled_prompt_embeds, self.prompt_mask
+        if embeds.ndim != 3 or (pooled is not None and pooled.ndim != 2):
+            told = "none" if pooled is None else list(pooled.shape)
             raise ShapeError(
-                "prompt_embeds must be [b l e] and pooled_prompt_embeds [b p], "
-                f"got {list(self.prompt_embeds.shape)} and {list(self.pooled_prompt_embeds.shape)}"
+                f"prompt_embeds must be [b l e] and pooled_prompt_embeds [b p], got {list(embeds.shape)} and {told}"
             )
-        if len(self.prompt_embeds) != len(self.pooled_prompt_embeds):
+        if pooled is not None and len(embeds) != len(pooled):
             raise ShapeError(
                 "prompt_embeds and pooled_prompt_embeds must have the same batch size, "
-                f"got {len(self.prompt_embeds)} and {len(self.pooled_prompt_embeds)}"
+                f"got {len(embeds)} and {len(pooled)}"
             )
+        if mask is not None and (mask.dtype != torch.bool or mask.shape != embeds.shape[:2]):
+            raise ShapeError(f"prompt_mask must be bool {list(embeds.shape[:2])}, got {mask.dtype} {list(mask.shape)}")
 
     def __len__(self) -> int:
         return len(self.prompt_embeds)
@@ -111,10 +117,37 @@ class Conditioning(TensorRecord):
 
     @staticmethod
     def cat(parts: Sequence[Conditioning]) -> Conditioning:
-        """Join along the batch axis."""
+        """Join along the batch axis; masked prompts of several lengths are padded to the longest.
+
+        Raises:
+            ShapeError: lengths differ and there is no mask to tell padding from prompt.
+        """
+        lengths = {part.prompt_embeds.shape[1] for part in parts}
+        if len(lengths) > 1:
+            if any(part.prompt_mask is None for part in parts):
+                raise ShapeError(f"prompt_embeds without a mask must have one length, got {sorted(lengths)}")
+            parts = [part._padded(max(lengths)) for part in parts]
         return Conditioning(
-            torch.cat([p.prompt_embeds for p in parts]), torch.cat([p.pooled_prompt_embeds for p in parts])
+            torch.cat([part.prompt_embeds for part in parts]),
+            _cat_or_none([part.pooled_prompt_embeds for part in parts]),
+            _cat_or_none([part.prompt_mask for part in parts]),
         )
+
+    def _padded(self, length: int) -> Conditioning:
+        extra = length - self.prompt_embeds.shape[1]
+        assert self.prompt_mask is not None
+        return Conditioning(
+            torch.nn.functional.pad(self.prompt_embeds, (0, 0, 0, extra)),
+            self.pooled_prompt_embeds,
+            torch.nn.functional.pad(self.prompt_mask, (0, extra)),
+        )
+
+
+def _cat_or_none(tensors: Sequence[Tensor | None]) -> Tensor | None:
+    present = [tensor for tensor in tensors if tensor is not None]
+    if present and len(present) != len(tensors):
+        raise ShapeError(f"{len(tensors)} parts must all have a pooled state and a mask or none, got {len(present)}")
+    return torch.cat(present) if present else None
 
 
 @dataclass(frozen=True)
@@ -149,21 +182,49 @@ class NoisedState(TensorRecord):
 
 
 @dataclass(frozen=True)
+class FeatureShape:
+    """What a head must know of the features it will read.
+
+    Attributes:
+        image_widths: of the tokens of each image tap.
+        image_scales: latent pixels along the side of one token, a tap; taps of one scale have equally many tokens.
+        text_widths: of the tokens of each text tap.
+        temb_width: of the time embedding.
+    """
+
+    image_widths: tuple[int, ...]
+    image_scales: tuple[int, ...]
+    text_widths: tuple[int, ...]
+    temb_width: int
+
+    @staticmethod
+    def uniform(width: int, temb_width: int, num_image_taps: int, num_text_taps: int) -> FeatureShape:
+        """Of a transformer, whose taps are all alike."""
+        return FeatureShape((width,) * num_image_taps, (1,) * num_image_taps, (width,) * num_text_taps, temb_width)
+
+
+@dataclass(frozen=True)
 class Features(TensorRecord):
     """What a backbone saw: hidden tokens after each tapped block.
 
     Attributes:
-        image_tokens: one `[b n d]` per image tap.
-        text_tokens: one `[b n d]` per text tap.
+        image_tokens: one `[b n d]` per image tap; n and d differ between the taps of a UNet.
+        text_tokens: one `[b m d]` per text tap.
         temb: time (and pooled text) embedding `[b d]`.
+        text_mask: which text tokens are the prompt's, bool `[b m]`; None where all are.
     """
 
     image_tokens: tuple[Tensor, ...]
     text_tokens: tuple[Tensor, ...]
     temb: Tensor
+    text_mask: Tensor | None = None
 
     def __getitem__(self, index: Tensor | slice) -> Features:
         return self.map(lambda t: t[index])
+
+    def float(self) -> Features:
+        """In float32, the mask as it is."""
+        return self.to(dtype=torch.float32)
 
     @staticmethod
     def cat(parts: Sequence[Features]) -> Features:
@@ -172,6 +233,7 @@ class Features(TensorRecord):
             tuple(torch.cat(taps) for taps in zip(*(p.image_tokens for p in parts), strict=True)),
             tuple(torch.cat(taps) for taps in zip(*(p.text_tokens for p in parts), strict=True)),
             torch.cat([p.temb for p in parts]),
+            _cat_or_none([p.text_mask for p in parts]),
         )
 
 

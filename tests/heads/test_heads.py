@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from dina_lrm.errors import ConfigError
-from dina_lrm.heads import FeatureShape, HeadContexts, MeanPoolHeadConfig, QueryHeadConfig
-from dina_lrm.types import Features
+from dina_lrm.heads import HeadContexts, MeanPoolHeadConfig, QueryHeadConfig
+from dina_lrm.types import Features, FeatureShape
 
-SHAPE = FeatureShape(width=32, temb_width=24, num_image_taps=3, num_text_taps=2)
+SHAPE = FeatureShape.uniform(width=32, temb_width=24, num_image_taps=3, num_text_taps=2)
 HEADS = [
     QueryHeadConfig(),
     QueryHeadConfig(width=16, num_attention_heads=4, num_queries=2),

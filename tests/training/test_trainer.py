@@ -314,7 +314,7 @@ def test_the_control_differs_in_its_base_only(configure: Configure) -> None:
     ]
     bases = [t.network.backbone.network.image.weight for t in runs]
     assert not torch.equal(*bases)
-    assert runs[0].network.head.merge_image.weight.shape == runs[1].network.head.merge_image.weight.shape
+    assert runs[0].network.head.merge_image[0].weight.shape == runs[1].network.head.merge_image[0].weight.shape
 
 
 def test_measuring_does_not_change_what_is_learned(configure: Configure) -> None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, Self
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from dina_lrm.config import Config
 from dina_lrm.errors import CheckpointError, ConfigError
 from dina_lrm.noise import ForwardProcess
-from dina_lrm.types import Conditioning, Features, NoisedState
+from dina_lrm.types import Conditioning, Features, FeatureShape, NoisedState
 
 ADAPTER_NAME = "reward"
 
@@ -25,11 +27,13 @@ class AdapterConfig(Config):
         rank: r.
         alpha: the branch is scaled by alpha / rank.
         target_modules: suffixes of the linear layers to adapt; None takes the backbone's own list.
+        exclude_modules: suffixes of layers that target_modules names and that stay as they are.
     """
 
     rank: int = Field(64, ge=1)
     alpha: float = Field(128, gt=0)
     target_modules: tuple[str, ...] | None = None
+    exclude_modules: tuple[str, ...] = ()
 
 
 class BackboneConfig(Config):
@@ -40,7 +44,9 @@ class BackboneConfig(Config):
         image_taps: after how many blocks image tokens are read; 0 is the embedding.
         text_taps: the same for text tokens.
         max_sequence_length: prompt tokens of the long text encoder; saved, because scores depend on it.
-        adapter: LoRA, or None for a frozen backbone.
+        adapter: LoRA, or None.
+        weights: "base": the pretrained weights as they are; "own": the model brings (and training changes) all weights of
+            the network that are kept.
     """
 
     kind: str = "sd3"
@@ -48,6 +54,7 @@ class BackboneConfig(Config):
     text_taps: tuple[int, ...] = (4, 8, 12)
     max_sequence_length: int = Field(128, ge=0)
     adapter: AdapterConfig | None = AdapterConfig()
+    weights: Literal["base", "own"] = "base"
 
     @field_validator("image_taps", "text_taps")
     @classmethod
@@ -55,6 +62,12 @@ class BackboneConfig(Config):
         if not taps or taps[0] < 0 or any(b <= a for a, b in zip(taps, taps[1:], strict=False)):
             raise ValueError(f"taps must be rising block counts, 0 or more, such as (4, 8, 12); got {taps}")
         return taps
+
+    @model_validator(mode="after")
+    def _one_way_to_learn(self) -> Self:
+        if self.weights == "own" and self.adapter is not None:
+            raise ValueError("weights 'own' learns the whole network, so adapter must be null")
+        return self
 
     @property
     def depth(self) -> int:
@@ -79,6 +92,10 @@ class Backbone(nn.Module, ABC):
     temb_width: int
     latent_channels: int
     default_adapter_targets: tuple[str, ...]
+    default_image_taps: tuple[int, ...]
+    default_text_taps: tuple[int, ...]
+
+    _merged_adapter: dict[str, Tensor] | None = None
 
     @abstractmethod
     def features(self, state: NoisedState, conditioning: Conditioning) -> Features:
@@ -118,6 +135,17 @@ class Backbone(nn.Module, ABC):
     def native_size(self) -> int:
         """Side in pixels of the square images the base was made for."""
 
+    @property
+    def feature_shape(self) -> FeatureShape:
+        """Widths and scales of the taps, for the head."""
+        taps = self.config
+        return FeatureShape.uniform(self.width, self.temb_width, len(taps.image_taps), len(taps.text_taps))
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The repeated parts of the network, in order: what is compiled and checkpointed."""
+        return []
+
     def forward(self, state: NoisedState, conditioning: Conditioning) -> Features:
         """The same as `features`."""
         return self.features(state, conditioning)
@@ -129,8 +157,28 @@ class Backbone(nn.Module, ABC):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the network's base weights."""
-        return next(p for n, p in self.network.named_parameters() if "lora_" not in n).dtype
+        """Of the network's base weights: of the largest, for a few small ones the libraries keep in float32."""
+        return max((p for n, p in self.network.named_parameters() if "lora_" not in n), key=torch.numel).dtype
+
+    def compile_blocks(self, **options: Any) -> None:
+        """Compile each block's forward, once for all blocks of a kind; taps and embedders stay eager.
+
+        Args:
+            options: of `torch.compile`, such as `mode` or `dynamic`.
+        """
+        for block in self.blocks:
+            block.forward = torch.compile(block.forward, **options)
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Keep no activations inside blocks: they are computed again when gradients ask for them.
+
+        Raises:
+            ConfigError: the network cannot.
+        """
+        enable = getattr(self.network, "enable_gradient_checkpointing", None)
+        if enable is None:
+            raise ConfigError(f"{type(self.network).__name__} has no gradient checkpointing")
+        enable()
 
     def add_adapter(self, adapter: AdapterConfig) -> None:
         """Inject LoRA; the base is frozen, the adapter is float32 whatever the base's dtype."""
@@ -141,6 +189,7 @@ class Backbone(nn.Module, ABC):
             r=adapter.rank,
             lora_alpha=adapter.alpha,
             target_modules=targets,
+            exclude_modules=list(adapter.exclude_modules) or None,
             init_lora_weights="gaussian",
         )
         self.network.requires_grad_(False)
@@ -152,8 +201,47 @@ class Backbone(nn.Module, ABC):
             if "lora_" in name:
                 parameter.data = parameter.data.float()
 
+    def merge_adapter(self) -> None:
+        """Add `alpha / rank * B A` to the base weights, in float32 whatever their dtype, and drop the branches.
+
+        Scoring costs what the bare base costs. Weights shared with a loaded pipeline are not written to: those adapted
+        become copies. `adapter_state` still gives the adapter.
+        """
+        from peft.tuners.lora import LoraLayer
+
+        state = {name: value.cpu() for name, value in self.adapter_state().items()}
+        for name, layer in list(self.network.named_modules()):
+            if isinstance(layer, LoraLayer):
+                base: Any = copy.copy(layer.get_base_layer())
+                whole = base.weight.float() + layer.get_delta_weight(ADAPTER_NAME).float()
+                base._parameters = {**base._parameters, "weight": nn.Parameter(whole.to(base.weight.dtype), False)}
+                self.network.set_submodule(name, base)
+        self._merged_adapter = state
+
+    @contextmanager
+    def without_adapter(self) -> Iterator[None]:
+        """Inside, the network is the bare base.
+
+        Raises:
+            ConfigError: the adapter is merged.
+        """
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        if self._merged_adapter is not None:
+            raise ConfigError("the adapter is merged into the weights; load the model with merge_adapter=False")
+        layers: list[Any] = [module for module in self.network.modules() if isinstance(module, BaseTunerLayer)]
+        try:
+            for layer in layers:  # peft's own switch would also set requires_grad
+                layer._disable_adapters = True
+            yield
+        finally:
+            for layer in layers:
+                layer._disable_adapters = False
+
     def adapter_state(self) -> dict[str, Tensor]:
         """LoRA tensors by plain names, `transformer_blocks.0.attn.to_q.lora_A.weight`."""
+        if self._merged_adapter is not None:
+            return dict(self._merged_adapter)
         return {
             name.replace(f".{ADAPTER_NAME}.", "."): value.detach()
             for name, value in self.network.state_dict().items()
@@ -170,6 +258,23 @@ class Backbone(nn.Module, ABC):
             name.replace(f".{ADAPTER_NAME}.", "."): p for name, p in self.network.named_parameters() if ".lora_" in name
         }
         load_strict(own, tensors, "adapter")
+
+    def network_state(self) -> dict[str, Tensor]:
+        """All kept weights of the network by the library's names, with `weights="own"`."""
+        return {name: value.detach() for name, value in self.network.state_dict().items()}
+
+    def load_network_state(self, tensors: dict[str, Tensor]) -> None:
+        """Replace the kept weights; every tensor must find its place. Weights shared with a pipeline are replaced, not written.
+
+        Raises:
+            CheckpointError: missing, extra or wrongly shaped tensors.
+        """
+        for module in self.network.modules():
+            for name, parameter in module._parameters.items():
+                if parameter is not None:
+                    module._parameters[name] = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
+            module._buffers = {name: b if b is None else b.clone() for name, b in module._buffers.items()}
+        load_strict(dict(self.network.state_dict(keep_vars=True)), tensors, "network")
 
 
 def load_strict(own: dict[str, Any], tensors: dict[str, Tensor], what: str) -> None:

@@ -12,7 +12,13 @@ from dina_lrm.backbones.base import Backbone, BackboneConfig
 from dina_lrm.errors import ConfigError
 
 _OWN = {
+    "flux": "dina_lrm.backbones.flux:FluxBackbone",
+    "qwen_image": "dina_lrm.backbones.qwen_image:QwenImageBackbone",
+    "sd15": "dina_lrm.backbones.sd15:Sd15Backbone",
     "sd3": "dina_lrm.backbones.sd3:Sd3Backbone",
+    "sdxl": "dina_lrm.backbones.sdxl:SdxlBackbone",
+    "wan": "dina_lrm.backbones.wan:WanBackbone",
+    "zimage": "dina_lrm.backbones.zimage:ZImageBackbone",
 }
 
 
@@ -44,11 +50,20 @@ def load_backbone(
     Raises:
         ConfigError: no such backbone.
     """
-    known = available_backbones()
-    if config.kind not in known:
-        raise ConfigError(f"backbone kind {config.kind!r} is unknown; known are {', '.join(known)}")
-    module, _, name = known[config.kind].partition(":")
-    backbone: Backbone = getattr(import_module(module), name).load(
+    backbone: Backbone = backbone_class(config.kind).load(
         config, base, dtype=dtype, revision=revision, random_seed=random_seed
     )
     return backbone.to(device)
+
+
+def backbone_class(kind: str) -> Any:
+    """The class behind a name.
+
+    Raises:
+        ConfigError: no such backbone.
+    """
+    known = available_backbones()
+    if kind not in known:
+        raise ConfigError(f"backbone kind {kind!r} is unknown; known are {', '.join(known)}")
+    module, _, name = known[kind].partition(":")
+    return getattr(import_module(module), name)

@@ -1,22 +1,18 @@
 """Features to utility."""
 
-from typing import Annotated
-
-from pydantic import Field
-
-from dina_lrm.heads.base import FeatureShape, HeadContexts, RewardHead
+from dina_lrm.heads.base import HeadConfigBase, HeadContexts, RewardHead
 from dina_lrm.heads.mean_pool import MeanPoolHead, MeanPoolHeadConfig
 from dina_lrm.heads.query import QueryHead, QueryHeadConfig
-
-HeadConfig = Annotated[QueryHeadConfig | MeanPoolHeadConfig, Field(discriminator="kind")]
+from dina_lrm.heads.registry import HeadConfig, available_heads
 
 __all__ = [
-    "FeatureShape",
     "HeadConfig",
+    "HeadConfigBase",
     "HeadContexts",
     "MeanPoolHead",
     "MeanPoolHeadConfig",
     "QueryHead",
     "QueryHeadConfig",
     "RewardHead",
+    "available_heads",
 ]

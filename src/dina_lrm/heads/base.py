@@ -9,26 +9,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dina_lrm.types import Features, TensorRecord
+from dina_lrm.config import Config
+from dina_lrm.types import Features, FeatureShape, TensorRecord
 
 RMS_NORM_EPS = 1.1920929e-07  # float32's epsilon, whatever the dtype: what torch implies differs between versions
 
 
-@dataclass(frozen=True)
-class FeatureShape:
-    """What a head must know of its backbone's features.
+class HeadConfigBase(Config, ABC):
+    """Sizes of a head; a third party's stands under its `kind` in the entry point group `dina_lrm.heads`.
 
     Attributes:
-        width: of the tokens, d.
-        temb_width: of the time embedding.
-        num_image_taps: how many image streams arrive.
-        num_text_taps: how many text streams arrive.
+        kind: its name.
     """
 
-    width: int
-    temb_width: int
-    num_image_taps: int
-    num_text_taps: int
+    kind: str
+
+    @abstractmethod
+    def build(self, shape: FeatureShape) -> RewardHead:
+        """A fresh head for features of this shape."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +36,12 @@ class HeadContexts(TensorRecord):
     Attributes:
         image: `[b n w]`.
         text: `[b m w]`.
+        text_mask: which text tokens are the prompt's, bool `[b m]`; None where all are.
     """
 
     image: Tensor
     text: Tensor
+    text_mask: Tensor | None = None
 
     def __getitem__(self, index: Tensor | slice) -> HeadContexts:
         return self.map(lambda t: t[index])
@@ -49,9 +49,32 @@ class HeadContexts(TensorRecord):
     @staticmethod
     def join(levels: Sequence[HeadContexts]) -> HeadContexts:
         """Concatenate over tokens: the paper's noise ensemble, read once (equation 7)."""
+        masks = [level.text_mask for level in levels if level.text_mask is not None]
         return HeadContexts(
-            torch.cat([level.image for level in levels], dim=1), torch.cat([level.text for level in levels], dim=1)
+            torch.cat([level.image for level in levels], dim=1),
+            torch.cat([level.text for level in levels], dim=1),
+            torch.cat(masks, dim=1) if masks else None,
         )
+
+
+class MergeTaps(nn.ModuleList):
+    """Taps to one stream: those of one scale meet over channels in a linear layer, the scales stand behind each other.
+
+    A transformer has one scale; a UNet's taps have as many tokens as their resolution gives.
+    """
+
+    def __init__(self, in_widths: Sequence[int], scales: Sequence[int], width: int) -> None:
+        self.groups = [
+            [i for i, scale in enumerate(scales) if scale == one] for one in sorted(set(scales), reverse=True)
+        ]
+        super().__init__(nn.Linear(sum(in_widths[i] for i in group), width) for group in self.groups)
+
+    def forward(self, taps: Sequence[Tensor]) -> Tensor:
+        """`[b n_i d_i]` a tap to `[b n width]`, n the sum over scales."""
+        merged = [
+            layer(torch.cat([taps[i] for i in group], dim=-1)) for layer, group in zip(self, self.groups, strict=True)
+        ]
+        return torch.cat(merged, dim=1)
 
 
 class RewardHead(nn.Module, ABC):

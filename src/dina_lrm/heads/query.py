@@ -9,17 +9,16 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from dina_lrm.config import Config
 from dina_lrm.errors import ConfigError
-from dina_lrm.heads.base import RMS_NORM_EPS, FeatureShape, HeadContexts, RewardHead
-from dina_lrm.types import Features
+from dina_lrm.heads.base import RMS_NORM_EPS, HeadConfigBase, HeadContexts, MergeTaps, RewardHead
+from dina_lrm.types import Features, FeatureShape
 
 
-class QueryHeadConfig(Config):
+class QueryHeadConfig(HeadConfigBase):
     """Sizes of a `QueryHead`.
 
     Attributes:
-        width: of the head; None takes the backbone's.
+        width: of the head; None takes the backbone's, of its widest tap.
         num_queries: learned queries; utility is the mean of their readings.
         num_attention_heads: of both cross-attentions; must divide width.
         project_in: a linear layer before each FiLM even where the widths agree.
@@ -95,13 +94,14 @@ class QueryAttention(nn.Module):
         self.readers = nn.ModuleDict({name: StreamReader(width, gated) for name in streams})
         self.to_out = nn.Linear(width, width)
 
-    def forward(self, queries: Tensor, streams: dict[str, Tensor]) -> Tensor:
-        """`queries + to_out(sum over streams of softmax(q k) v)`, `[b q w]`."""
+    def forward(self, queries: Tensor, streams: dict[str, Tensor], masks: dict[str, Tensor]) -> Tensor:
+        """`queries + to_out(sum over streams of softmax(q k) v)`, `[b q w]`; a stream's mask `[b n]` hides its padding."""
         q = self._split(self.to_q(self.norm(queries)))
         read = torch.zeros_like(q)
         for name, reader in self.readers.items():
             k, v = reader(streams[name])
-            read = read + F.scaled_dot_product_attention(q, self._split(k), self._split(v))
+            mask = masks[name][:, None, None] if name in masks else None
+            read = read + F.scaled_dot_product_attention(q, self._split(k), self._split(v), attn_mask=mask)
         hidden: Tensor = queries + self.to_out(read.transpose(1, 2).flatten(2))
         return hidden
 
@@ -128,21 +128,19 @@ class QueryHead(RewardHead):
 
     def __init__(self, config: QueryHeadConfig, shape: FeatureShape) -> None:
         super().__init__()
-        width = config.width or shape.width
+        width = config.width or max(shape.image_widths)
         if width % config.num_attention_heads or width % 4:
             raise ConfigError(
                 f"head width {width} must be a multiple of 4 and of num_attention_heads {config.num_attention_heads}"
             )
 
-        def adapters(count: int) -> nn.ModuleList:
-            return nn.ModuleList(
-                TapAdapter(shape.width, shape.temb_width, width, config.project_in) for _ in range(count)
-            )
+        def adapters(widths: tuple[int, ...]) -> nn.ModuleList:
+            return nn.ModuleList(TapAdapter(one, shape.temb_width, width, config.project_in) for one in widths)
 
-        self.image_taps = adapters(shape.num_image_taps)
-        self.text_taps = adapters(shape.num_text_taps)
-        self.merge_image = nn.Linear(shape.num_image_taps * (width // 4), width)
-        self.merge_text = nn.Linear(shape.num_text_taps * (width // 4), width)
+        self.image_taps = adapters(shape.image_widths)
+        self.text_taps = adapters(shape.text_widths)
+        self.merge_image = MergeTaps([width // 4] * len(self.image_taps), shape.image_scales, width)
+        self.merge_text = MergeTaps([width // 4] * len(self.text_taps), [1] * len(self.text_taps), width)
         self.queries = nn.Parameter(torch.randn(1, config.num_queries, width) * width**-0.5)
         self.attend_both = QueryAttention(width, config.num_attention_heads, ("image", "text"), gated=True)
         self.attend_image = QueryAttention(width, config.num_attention_heads, ("image",), gated=False)
@@ -154,22 +152,23 @@ class QueryHead(RewardHead):
         self.output = BoundedOutput() if config.bounded else nn.Identity()
 
     def contexts(self, features: Features) -> HeadContexts:
-        """FiLM each tap by `temb`, join the taps over channels, project to the head's width."""
+        """FiLM each tap by `temb`, join the taps of one scale over channels, project to the head's width."""
 
-        def merged(adapters: nn.ModuleList, taps: tuple[Tensor, ...]) -> Tensor:
-            narrowed = (adapter(tokens, features.temb) for adapter, tokens in zip(adapters, taps, strict=True))
-            return torch.cat(list(narrowed), dim=-1)
+        def narrowed(adapters: nn.ModuleList, taps: tuple[Tensor, ...]) -> list[Tensor]:
+            return [adapter(tokens, features.temb) for adapter, tokens in zip(adapters, taps, strict=True)]
 
         return HeadContexts(
-            self.merge_image(merged(self.image_taps, features.image_tokens)),
-            self.merge_text(merged(self.text_taps, features.text_tokens)),
+            self.merge_image(narrowed(self.image_taps, features.image_tokens)),
+            self.merge_text(narrowed(self.text_taps, features.text_tokens)),
+            features.text_mask,
         )
 
     def read(self, contexts: HeadContexts) -> Tensor:
         """Queries read both streams, then the image alone; utility is the mean over queries `[b]`."""
         streams = {"image": contexts.image, "text": contexts.text}
+        masks = {} if contexts.text_mask is None else {"text": contexts.text_mask}
         queries = self.queries.expand(len(contexts.image), -1, -1)
-        queries = self.attend_image(self.attend_both(queries, streams), streams)
+        queries = self.attend_image(self.attend_both(queries, streams, masks), streams, {})
         queries = queries + self.feed_forward(self.norm_feed_forward(queries))
         utility: Tensor = self.output(self.to_utility(queries).squeeze(-1).mean(dim=1))
         return utility

@@ -1,0 +1,152 @@
+"""Reading a pretrained network's kept tensors, and no others, from safetensors files on disk or the hub.
+
+The network is laid out without storage, cut, and only then filled: what was cut away is never read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from dina_lrm.errors import BaseMismatchError, InputError
+from dina_lrm.runtime.hub import fetch, read_json
+
+WEIGHTS = "diffusion_pytorch_model"
+VARIANTS = ("", ".fp16", ".bf16")
+
+
+class _EmptyOnMeta(TorchFunctionMode):
+    """`torch.empty`, of which layers make their weights, gives no storage; tables that are computed stay real."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.empty:
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def without_storage() -> Iterator[None]:
+    """Networks built inside have meta weights, real tables, and leave the random state as it was."""
+    with torch.random.fork_rng(devices=[]), _EmptyOnMeta():
+        yield
+
+
+def read_network_config(base: str, part: str, network_class: type, revision: str | None) -> dict[str, Any]:
+    """`PART/config.json` of a pipeline folder or hub id.
+
+    Raises:
+        InputError: there is none, or it cannot be reached.
+        BaseMismatchError: of another class.
+    """
+    config = read_json(base, f"{part}/config.json", revision)
+    if config is None:
+        raise InputError(f"base {base!r} has no {part}/config.json; name a diffusers pipeline folder or hub id as base")
+    found = config.get("_class_name")
+    if found not in (None, network_class.__name__):
+        raise BaseMismatchError(f"{part} of base {base!r} is a {found}; this backbone reads a {network_class.__name__}")
+    return config
+
+
+def load_network(
+    network_class: Any,
+    config: dict[str, Any],
+    cut: Callable[[Any], None],
+    base: str,
+    part: str,
+    dtype: torch.dtype,
+    revision: str | None,
+) -> Any:
+    """A pretrained network, cut and filled.
+
+    Args:
+        network_class: of diffusers.
+        config: of the whole network, as `read_network_config` gives it.
+        cut: drops from the network, in place, what is not to be kept.
+        base: pipeline folder or hub id.
+        part: subfolder of the weights.
+        dtype: of the weights; those that the library keeps in float32 stay so.
+        revision: of the hub repository.
+
+    Raises:
+        InputError: weights are missing, unreadable, or of another shape.
+    """
+    with without_storage():
+        network = network_class.from_config(config)
+    cut(network)
+    wanted: dict[str, Tensor] = network.state_dict()
+    places = _locate(base, part, revision, set(wanted))
+    missing = sorted(wanted.keys() - places.keys())
+    if missing:
+        raise InputError(
+            f"{part} of base {base!r} lacks {len(missing)} weights, the first is {missing[0]!r}; is it complete?"
+        )
+    float32 = set(getattr(network_class, "_keep_in_fp32_modules", None) or ()) if dtype != torch.float32 else set()
+    for name, there in wanted.items():
+        value = _read(places[name], name)
+        if value.shape != there.shape:
+            raise InputError(
+                f"{places[name]}: weight {name!r} must be {list(there.shape)} by the config, got {list(value.shape)}"
+            )
+        _put(network, name, value.to(torch.float32 if float32 & set(name.split(".")) else dtype))
+    return network.requires_grad_(False).eval()
+
+
+def _put(network: nn.Module, name: str, value: Tensor) -> None:
+    owner, _, leaf = name.rpartition(".")
+    module = network.get_submodule(owner)
+    if leaf in module._parameters:
+        module._parameters[leaf] = nn.Parameter(value, requires_grad=False)
+    else:
+        module._buffers[leaf] = value
+
+
+def _locate(base: str, part: str, revision: str | None, wanted: set[str]) -> dict[str, Path]:
+    """In which file each wanted tensor is; of a hub repository only the shards that hold one are downloaded."""
+    for variant in VARIANTS:
+        index = read_json(base, f"{part}/{WEIGHTS}.safetensors.index{variant}.json", revision)
+        if index is not None:
+            held = {name: shard for name, shard in index["weight_map"].items() if name in wanted}
+            shards = {shard: _shard(base, part, shard, revision) for shard in sorted(set(held.values()))}
+            return {name: shards[shard] for name, shard in held.items()}
+        path = fetch(base, f"{part}/{WEIGHTS}{variant}.safetensors", revision)
+        if path is not None:
+            return dict.fromkeys(wanted & set(_names(path)), path)
+    if fetch(base, f"{part}/{WEIGHTS}.bin", revision) is not None:
+        raise InputError(
+            f"{part} of base {base!r} is stored as a pickle ({WEIGHTS}.bin), which may run code and is not read; "
+            "save the pipeline again with safe_serialization=True"
+        )
+    raise InputError(f"{part} of base {base!r} has no {WEIGHTS}.safetensors; is the download complete?")
+
+
+def _shard(base: str, part: str, name: str, revision: str | None) -> Path:
+    path = fetch(base, f"{part}/{name}", revision)
+    if path is None:
+        raise InputError(f"{part} of base {base!r} lacks {name}, which its index names; is the download complete?")
+    return path
+
+
+def _names(path: Path) -> list[str]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return list(file.keys())
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} cannot be read as safetensors ({error}); copy or download it again") from error
+
+
+def _read(path: Path, name: str) -> Tensor:
+    """One tensor, copied out of the mapped file: opened anew each time, so that pages read do not pile up."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            value: Tensor = file.get_tensor(name).clone()
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} cannot be read as safetensors ({error}); copy or download it again") from error
+    return value

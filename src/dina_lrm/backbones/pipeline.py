@@ -1,0 +1,466 @@
+"""A backbone that stands on a diffusers pipeline: what all of them share, whatever their network.
+
+The forward pass is never rewritten. A subclass says how its network is cut and called, where it is read, and how its
+pipeline encodes prompts; loading, sharing, VAE, checks and signature stand here.
+"""
+
+from __future__ import annotations
+
+import warnings
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+from diffusers import AutoModel, DiffusionPipeline
+from diffusers.utils import logging
+from torch import Tensor, nn
+
+from dina_lrm.backbones.base import Backbone, BackboneConfig
+from dina_lrm.backbones.loading import load_network, read_network_config
+from dina_lrm.backbones.sharing import shared, unwrapped
+from dina_lrm.backbones.tape import Reading, Tape, record
+from dina_lrm.errors import BaseMismatchError, ConfigError, InputError, PromptCutWarning, ShapeError, ValueRangeError
+from dina_lrm.noise import ForwardProcess, RectifiedFlow
+from dina_lrm.runtime.hub import read_json
+from dina_lrm.types import Conditioning, Features, NoisedState, check_sigma
+
+TRAIN_TIMESTEPS = 1000
+
+
+@dataclass(frozen=True)
+class NetworkFacts:
+    """What a network's config says, in one vocabulary.
+
+    Attributes:
+        width: of its tokens.
+        temb_width: of its time embedding.
+        num_blocks: that a tap can name.
+        latent_channels: of the latents as users hold them, not as the network packs them.
+        latent_multiple: latent sides must be multiples of this.
+        max_latent_side: the longest, if positions end somewhere.
+        native_latent_side: of the square latents that it was made for.
+        prompt_width: of prompt_embeds.
+        pooled_width: of pooled_prompt_embeds; None if it takes none.
+        probe: a weight whose first values tell one base from another.
+    """
+
+    width: int
+    temb_width: int
+    num_blocks: int
+    latent_channels: int
+    prompt_width: int
+    pooled_width: int | None
+    probe: str
+    latent_multiple: int = 2
+    max_latent_side: int | None = None
+    native_latent_side: int = 128
+
+
+class NoNorm(nn.Module):
+    """In place of an output norm, with whatever it was conditioned on."""
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return hidden_states
+
+
+class NoProjection(nn.Module):
+    """In place of an output projection: zeros of the shape that the library folds back into latents."""
+
+    def __init__(self, out_features: int) -> None:
+        super().__init__()
+        self.out_features = out_features
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return hidden_states.new_zeros(*hidden_states.shape[:-1], self.out_features)
+
+
+class PipelineBackbone(Backbone):
+    """The first blocks of a pipeline's network, with the pipeline's VAE and text encoders.
+
+    Text encoders and VAE are loaded when first asked for; with embeddings and latents at hand they never are.
+    """
+
+    pipeline_class: ClassVar[Any]
+    network_class: ClassVar[Any]
+    part: ClassVar[str] = "transformer"
+    process: ForwardProcess = RectifiedFlow()
+    latent_axes: ClassVar[int] = 4
+    vae_factor: ClassVar[int] = 8
+    unused_parts: ClassVar[dict[str, None]] = {}  # of the pipeline; what encodes text works without them
+    long_tokenizer: ClassVar[str] = "tokenizer"  # of the text encoder that max_sequence_length is about
+
+    def __init__(
+        self,
+        config: BackboneConfig,
+        network: Any,
+        base: str | DiffusionPipeline,
+        name: str,
+        revision: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.config, self.base, self.revision = config, name, revision
+        self._source = base
+        self._sizes: Any = network.config
+        self.facts = self.read_facts(network.config)
+        self._pipeline: Any = None
+        self._vae: Any = None if isinstance(base, str) else base.vae
+        self.network = network.requires_grad_(config.weights == "own")
+        self.width, self.temb_width = self.facts.width, self.facts.temb_width
+        self.latent_channels = self.facts.latent_channels
+        if config.adapter is not None:
+            self.add_adapter(config.adapter)
+
+    # What a subclass says.
+
+    @classmethod
+    @abstractmethod
+    def read_facts(cls, sizes: Any) -> NetworkFacts:
+        """The network's config in our words."""
+
+    @classmethod
+    def check_pipeline(cls, settings: Mapping[str, Any]) -> None:
+        """Refuse what `model_index.json` says, where it says something that this backbone cannot read.
+
+        Raises:
+            BaseMismatchError: with the reason.
+        """
+
+    @classmethod
+    @abstractmethod
+    def cut(cls, network: Any, config: BackboneConfig) -> None:
+        """Drop, in place, the blocks after the last tap and the output layers."""
+
+    @abstractmethod
+    def readings(self) -> list[Reading]:
+        """Where to read `image.TAP`, `text.TAP` and `temb` while the network runs."""
+
+    @abstractmethod
+    def run(self, state: NoisedState, conditioning: Conditioning) -> None:
+        """Call the network as its own pipeline does; sigma becomes the timestep here and only here."""
+
+    @abstractmethod
+    def encode(self, pipeline: Any, prompts: list[str], length: int) -> Conditioning:
+        """Ask the pipeline's own text encoders, at most `length` tokens of the long one."""
+
+    @classmethod
+    def check_taps(cls, config: BackboneConfig, sizes: Any) -> None:
+        """Refuse taps that the network does not have.
+
+        Raises:
+            ConfigError: naming the first.
+        """
+        depth, num_blocks = config.depth, cls.read_facts(sizes).num_blocks
+        if depth > num_blocks:
+            raise ConfigError(f"taps reach block {depth}, but the base has {num_blocks}; use taps up to {num_blocks}")
+
+    # What all share.
+
+    @classmethod
+    def load(
+        cls,
+        config: BackboneConfig,
+        base: str | DiffusionPipeline,
+        dtype: torch.dtype = torch.float32,
+        revision: str | None = None,
+        random_seed: int | None = None,
+    ) -> Self:
+        """From a pipeline folder, a hub id or a loaded pipeline, which is left as it was.
+
+        Of a folder or hub id only the kept weights are read. A loaded pipeline of the same dtype is shared: its weights
+        are used in place, its adapters stay its own. Of another dtype, the kept part is copied.
+
+        Args:
+            config: what to keep and to read.
+            base: where the pretrained network comes from.
+            dtype: of the base weights.
+            revision: of the hub repository; text encoders, VAE and scheduler are of the same.
+            random_seed: a seed gives the same network with random weights instead: the control of an experiment.
+
+        Raises:
+            InputError: nothing that diffusers can load is there.
+            BaseMismatchError: a pipeline of another kind.
+            ConfigError: taps that the network does not have.
+        """
+
+        def cut(network: Any) -> None:
+            cls.check_taps(config, network.config)
+            cls.cut(network, config)
+
+        if isinstance(base, str):
+            name, sizes = base, cls._read_sizes(base, revision)
+            network = None
+        else:
+            cls.check_pipeline(dict(base.config))
+            name, network = str(base.config._name_or_path), cls._network_of(base)
+            sizes = dict(network.config)
+        if random_seed is not None:
+            with torch.random.fork_rng():
+                torch.manual_seed(random_seed)
+                network = cls.network_class.from_config(sizes).to(dtype)
+            cut(network)
+        elif network is None:
+            network = load_network(cls.network_class, sizes, cut, name, cls.part, dtype, revision)
+        else:
+            network = shared(network)
+            cut(network)
+            if network.dtype != dtype:
+                network.to(dtype)
+        return cls(config, network.eval(), base, name, revision)
+
+    @classmethod
+    def _network_of(cls, pipeline: Any) -> Any:
+        network = getattr(pipeline, cls.part, None)
+        network = network and unwrapped(network)
+        if not isinstance(network, cls.network_class):
+            raise BaseMismatchError(
+                f"this backbone needs a {cls.pipeline_class.__name__}, got {type(pipeline).__name__}; "
+                "give the pipeline that the model was made for"
+            )
+        return network
+
+    @classmethod
+    def _read_sizes(cls, base: str, revision: str | None) -> dict[str, Any]:
+        index = read_json(base, "model_index.json", revision)
+        if index is None:
+            raise InputError(
+                f"base {base!r} has no model_index.json: it is no diffusers pipeline; "
+                f"name the folder or hub id of a {cls.pipeline_class.__name__}"
+            )
+        if cls.part not in index:
+            raise BaseMismatchError(
+                f"base {base!r} is a {index.get('_class_name')}, this backbone needs a {cls.pipeline_class.__name__}"
+            )
+        cls.check_pipeline(index)
+        return read_network_config(base, cls.part, cls.network_class, revision)
+
+    def features(self, state: NoisedState, conditioning: Conditioning) -> Features:
+        self.check(state, conditioning)
+        dtype = self.dtype
+        typed = Conditioning(
+            conditioning.prompt_embeds.to(dtype),
+            None if conditioning.pooled_prompt_embeds is None else conditioning.pooled_prompt_embeds.to(dtype),
+            conditioning.prompt_mask,
+        )
+        with record(self.readings()) as tape:
+            self.run(NoisedState(state.noised_latents.to(dtype), state.sigma), typed)
+        return self.read_tape(tape, state, typed)
+
+    def read_tape(self, tape: Tape, state: NoisedState, conditioning: Conditioning) -> Features:
+        """What was written while the network ran, as features."""
+        return Features(
+            tuple(tape[f"image.{tap}"] for tap in self.config.image_taps),
+            tuple(tape[f"text.{tap}"] for tap in self.config.text_taps),
+            tape["temb"],
+            conditioning.prompt_mask,
+        )
+
+    def check(self, state: NoisedState, conditioning: Conditioning) -> None:
+        """Refuse latents and embeddings that are not this backbone's.
+
+        Raises:
+            ShapeError: naming what was expected.
+            ValueRangeError: sigma outside [0, 1].
+        """
+        facts, shape = self.facts, list(state.noised_latents.shape)
+        axes = "h w" if self.latent_axes == 4 else "f h w"
+        if len(shape) != self.latent_axes or shape[1] != facts.latent_channels:
+            raise ShapeError(f"latents must be [b {facts.latent_channels} {axes}] for this backbone, got {shape}")
+        multiple, limit = facts.latent_multiple, facts.max_latent_side
+        if any(side % multiple for side in shape[-2:]) or (limit is not None and max(shape[-2:]) > limit):
+            up_to = "" if limit is None else f" up to {limit}"
+            raise ShapeError(f"latent sides must be multiples of {multiple}{up_to}, got {shape[-2]} x {shape[-1]}")
+        if len(conditioning) != len(state):
+            raise ShapeError(f"{len(state)} states need as many prompts, got {len(conditioning)}")
+        if conditioning.prompt_embeds.shape[-1] != facts.prompt_width:
+            raise ShapeError(
+                f"prompt_embeds must have width {facts.prompt_width} for this backbone, "
+                f"got {list(conditioning.prompt_embeds.shape)}"
+            )
+        pooled = conditioning.pooled_prompt_embeds
+        if facts.pooled_width is not None and (pooled is None or pooled.shape[-1] != facts.pooled_width):
+            told = "none" if pooled is None else list(pooled.shape)
+            raise ShapeError(f"pooled_prompt_embeds must have width {facts.pooled_width} for this backbone, got {told}")
+        check_sigma(state.sigma)
+
+    def encode_prompts(self, prompts: Sequence[str], max_sequence_length: int | None = None) -> Conditioning:
+        if isinstance(prompts, str) or not prompts or not all(isinstance(p, str) for p in prompts):
+            raise ValueRangeError(f"prompts must be a list of one or more strings, got {prompts!r}")
+        length = self.config.max_sequence_length if max_sequence_length is None else max_sequence_length
+        pipeline = self._text_pipeline()
+        for prompt in prompts:
+            self._tell_of_cut(pipeline, prompt, length)
+        with torch.no_grad(), _quiet(self.pipeline_class.__module__):
+            # A list of its own: some pipelines write into the one they are given.
+            encoded = self.encode(pipeline, list(prompts), length)
+        return encoded.to(self.device)
+
+    def reader(self, pipeline: Any, length: int) -> tuple[Any, int]:
+        """The tokenizer of the text encoder that reads furthest, and how many tokens of a prompt it reads."""
+        tokenizer = getattr(pipeline, self.long_tokenizer)
+        return tokenizer, length - int(tokenizer.num_special_tokens_to_add())
+
+    def _tell_of_cut(self, pipeline: Any, prompt: str, length: int) -> None:
+        tokenizer, room = self.reader(pipeline, length)
+        tokens = tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids
+        if len(tokens) > room:
+            cut = tokenizer.decode(tokens[max(room, 0) :])
+            warnings.warn(
+                f"prompt {_shortened(prompt)!r} has {len(tokens)} tokens and {room} are read: cut off was "
+                f"{_shortened(cut)!r}; shorten it, or use a larger max_sequence_length (now {length}) where the model "
+                "was trained with it",
+                PromptCutWarning,
+                stacklevel=3,
+            )
+
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        multiple = self.image_multiple
+        axes = "y x" if self.latent_axes == 4 else "f y x"
+        if pixels.ndim != self.latent_axes or pixels.shape[1] != 3 or any(s % multiple for s in pixels.shape[-2:]):
+            raise ShapeError(
+                f"pixels must be [b 3 {axes}] with sides that are multiples of {multiple}, got {list(pixels.shape)}"
+            )
+        if not (pixels.min() >= 0 and pixels.max() <= 1):
+            raise ValueRangeError(
+                f"pixels must lie in 0..1, got {pixels.min().item():g} to {pixels.max().item():g}; divide bytes by 255"
+            )
+        vae = self._autoencoder()
+        with torch.no_grad():
+            encoded = vae.encode(self.to_vae(pixels * 2 - 1).to(vae.device, vae.dtype))
+        latents: Tensor = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
+        shift, scale = self._shift_and_scale(latents)
+        return self.from_vae((latents - shift) * scale)
+
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        vae = self._autoencoder()
+        with torch.no_grad():
+            standard = self.to_vae(latents)
+            shift, scale = self._shift_and_scale(standard)
+            raw = (standard / scale + shift).to(vae.device, vae.dtype)
+            pixels: Tensor = self.from_vae(vae.decode(raw, return_dict=False)[0])
+        return (pixels / 2 + 0.5).clamp(0, 1)
+
+    def to_vae(self, tensor: Tensor) -> Tensor:
+        """Pixels or latents in the rank that the VAE takes."""
+        return tensor
+
+    def from_vae(self, tensor: Tensor) -> Tensor:
+        """And back."""
+        return tensor
+
+    def _shift_and_scale(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """`latents = (raw - shift) * scale`, one pair of numbers or one a channel."""
+        config = self._autoencoder().config
+        mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
+        if mean is not None and std is not None:
+            axes = [1, -1, *[1] * (like.ndim - 2)]
+            return torch.tensor(mean).view(axes).to(like), 1 / torch.tensor(std).view(axes).to(like)
+        shift = getattr(config, "shift_factor", None) or 0.0
+        return torch.tensor(shift).to(like), torch.tensor(config.scaling_factor).to(like)
+
+    def schedule_sigmas(self) -> Tensor:
+        sigmas: Tensor = self.scheduler().sigmas
+        return sigmas
+
+    def scheduler(self) -> Any:
+        """The base's scheduler as it stands before any sampling."""
+        if not isinstance(self._source, str):
+            return type(self._source.scheduler).from_config(self._source.scheduler.config)
+        import diffusers
+
+        config = read_json(self._source, "scheduler/scheduler_config.json", self.revision)
+        if config is None:
+            raise InputError(f"base {self.base!r} has no scheduler/scheduler_config.json; is it complete?")
+        return getattr(diffusers, config["_class_name"]).from_config(config)
+
+    def drop_encoders(self) -> None:
+        if isinstance(self._source, str):
+            self._pipeline = self._vae = None
+
+    def signature(self) -> dict[str, Any]:
+        facts = self.facts
+        probe = self.network.get_parameter(facts.probe).detach().float().flatten()[:8]
+        told = {
+            "class": self.network_class.__name__,
+            "width": facts.width,
+            "num_layers": facts.num_blocks,
+            "latent_channels": facts.latent_channels,
+            "prompt_embeds_width": facts.prompt_width,
+            "pooled_prompt_embeds_width": facts.pooled_width,
+            "probe": [round(v, 6) for v in probe.tolist()],
+        }
+        return {name: value for name, value in told.items() if value is not None} | self._vae_signature()
+
+    def _vae_signature(self) -> dict[str, Any]:
+        """How the base's VAE scales latents: weights of one model under another's scale score nonsense."""
+        if isinstance(self._source, str):
+            config: Any = read_json(self._source, "vae/config.json", self.revision) or {}
+        else:
+            config = {} if self._vae is None else dict(self._vae.config)
+        names = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
+        return {f"vae_{name}": config[name] for name in names if config.get(name) is not None}
+
+    @property
+    def image_multiple(self) -> int:
+        return self.vae_factor * self.facts.latent_multiple
+
+    @property
+    def native_size(self) -> int:
+        return self.vae_factor * self.facts.native_latent_side
+
+    def _text_pipeline(self) -> Any:
+        if self._pipeline is None:
+            if isinstance(self._source, str):
+                parts = {self.part: self.network, "vae": None, **self.unused_parts}
+                with _reasons(f"text encoders of base {self.base!r}"):
+                    pipeline = self.pipeline_class.from_pretrained(
+                        self._source, **parts, dtype=self.dtype, revision=self.revision
+                    )
+                for name, component in pipeline.components.items():
+                    if name.startswith("text_encoder") and component is not None:
+                        component.to(self.device)
+            else:
+                # A wrapper of our own around the caller's encoders: nothing of the caller's is written to.
+                pipeline = self.pipeline_class(**{**self._source.components, self.part: self.network})
+            self.prepare(pipeline)
+            self._pipeline = pipeline
+        return self._pipeline
+
+    def prepare(self, pipeline: Any) -> None:
+        """Put right what a pipeline's own loading leaves unset."""
+
+    def _autoencoder(self) -> Any:
+        if self._vae is None:
+            with _reasons(f"VAE of base {self.base!r}"):
+                vae = AutoModel.from_pretrained(
+                    self._source, subfolder="vae", dtype=torch.float32, revision=self.revision
+                )
+            self._vae = vae.to(self.device).requires_grad_(False).eval()
+        return self._vae
+
+
+@contextmanager
+def _reasons(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{what} could not be loaded ({reason}); is it complete?") from error
+
+
+@contextmanager
+def _quiet(module: str) -> Iterator[None]:
+    """The library's own word on cut prompts is kept back: ours names the text."""
+    logger = logging.get_logger(module)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def _shortened(text: str, limit: int = 80) -> str:
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."

@@ -1,0 +1,90 @@
+"""A network of our own on the weights of somebody else's: nothing is copied, nothing of theirs is touched."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from torch import nn
+
+from dina_lrm.errors import BaseMismatchError
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_FLAGS = ("_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs")
+# What accelerate's offloading leaves on a module: it is bound to the caller's module, not to ours.
+_OFFLOADING = ("forward", "_hf_hook", "_old_forward")
+
+
+def unwrapped(network: Any) -> Any:
+    """The network itself inside torch.compile, DDP and peft."""
+    while True:
+        if hasattr(network, "_orig_mod"):
+            network = network._orig_mod
+        elif isinstance(network, nn.parallel.DistributedDataParallel):
+            network = network.module
+        elif hasattr(network, "get_base_model"):
+            network = network.get_base_model()
+        else:
+            return network
+
+
+def shared(network: nn.Module) -> Any:
+    """A twin of a network: modules of its own on the same storage, without the adapters and hooks of the original.
+
+    What is later done to the twin (cutting, injecting LoRA, train mode, moving, casting) the original does not notice.
+
+    Raises:
+        BaseMismatchError: an adapter is merged into the weights, or they are offloaded: there is nothing pure to share.
+    """
+    return _twin(unwrapped(network), {})
+
+
+def _twin(module: nn.Module, known: dict[int, Any]) -> nn.Module:
+    module = _without_adapters(module)
+    if id(module) in known:
+        return known[id(module)]
+    twin = known[id(module)] = copy.copy(module)
+    for name in _HOOKS + _FLAGS:
+        twin.__dict__[name] = OrderedDict()
+    for name in _OFFLOADING:
+        twin.__dict__.pop(name, None)
+    twin.__dict__["_compiled_call_impl"] = None
+    twin._parameters = {name: _same_storage(name, p, known) for name, p in module._parameters.items()}
+    twin._buffers = dict(module._buffers)
+    twin._modules = {name: child and _twin(child, known) for name, child in module._modules.items()}
+    twin.training = False
+    return twin
+
+
+def _same_storage(name: str, parameter: nn.Parameter | None, known: dict[int, Any]) -> nn.Parameter | None:
+    if parameter is None:
+        return None
+    if parameter.is_meta:
+        raise BaseMismatchError(
+            f"weight {name!r} of the loaded pipeline is offloaded; give a pipeline that is whole on one device, or its folder"
+        )
+    if id(parameter) not in known:
+        known[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
+    twin: nn.Parameter = known[id(parameter)]
+    return twin
+
+
+def _without_adapters(module: nn.Module) -> nn.Module:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    if not isinstance(module, BaseTunerLayer):
+        return module
+    if module.merged:
+        raise BaseMismatchError(
+            f"adapter {module.merged_adapters} is merged into the loaded pipeline, so its base weights are gone; "
+            "unmerge it (unfuse_lora), or give the base as a folder"
+        )
+    base: nn.Module = module.get_base_layer()
+    return base
+
+
+def share_storage(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Two tensors are views of one storage."""
+    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
