@@ -228,13 +228,22 @@ class Features(TensorRecord):
 
     @staticmethod
     def cat(parts: Sequence[Features]) -> Features:
-        """Join along the batch axis."""
+        """Join along the batch axis; masked text of several lengths is padded to the longest."""
+        longest = max(p.text_tokens[0].shape[1] for p in parts)
+        parts = [p._padded(longest - p.text_tokens[0].shape[1]) for p in parts]
         return Features(
             tuple(torch.cat(taps) for taps in zip(*(p.image_tokens for p in parts), strict=True)),
             tuple(torch.cat(taps) for taps in zip(*(p.text_tokens for p in parts), strict=True)),
             torch.cat([p.temb for p in parts]),
             _cat_or_none([p.text_mask for p in parts]),
         )
+
+    def _padded(self, extra: int) -> Features:
+        if not extra or self.text_mask is None:
+            return self
+        pad = torch.nn.functional.pad
+        text = tuple(pad(tokens, (0, 0, 0, extra)) for tokens in self.text_tokens)
+        return Features(self.image_tokens, text, self.temb, pad(self.text_mask, (0, extra)))
 
 
 @dataclass(frozen=True)

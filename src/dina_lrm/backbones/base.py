@@ -160,6 +160,19 @@ class Backbone(nn.Module, ABC):
         """Of the network's base weights: of the largest, for a few small ones the libraries keep in float32."""
         return max((p for n, p in self.network.named_parameters() if "lora_" not in n), key=torch.numel).dtype
 
+    def activation_bytes(self, latents_shape: Sequence[int], prompt_length: int, with_gradient: bool = False) -> int:
+        """Peak bytes of activations of one state's features.
+
+        Args:
+            latents_shape: of one sample, without the batch axis.
+            prompt_length: tokens of `prompt_embeds`.
+            with_gradient: keep what a gradient to the latents needs.
+
+        Raises:
+            ConfigError: this backbone does not count them.
+        """
+        raise ConfigError(f"{type(self).__name__} counts no memory; give max_batch_size instead of memory_budget")
+
     def compile_blocks(self, **options: Any) -> None:
         """Compile each block's forward, once for all blocks of a kind; taps and embedders stay eager.
 

@@ -6,6 +6,7 @@ pipeline encodes prompts; loading, sharing, VAE, checks and signature stand here
 
 from __future__ import annotations
 
+import copy
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ from dina_lrm.backbones.tape import Reading, Tape, record
 from dina_lrm.errors import BaseMismatchError, ConfigError, InputError, PromptCutWarning, ShapeError, ValueRangeError
 from dina_lrm.noise import ForwardProcess, RectifiedFlow
 from dina_lrm.runtime.hub import read_json
+from dina_lrm.runtime.memory import peak_bytes
 from dina_lrm.types import Conditioning, Features, NoisedState, check_sigma
 
 TRAIN_TIMESTEPS = 1000
@@ -105,6 +107,7 @@ class PipelineBackbone(Backbone):
         self._source = base
         self._sizes: Any = network.config
         self.facts = self.read_facts(network.config)
+        self._footprints: dict[tuple[Any, ...], int] = {}
         self._pipeline: Any = None
         self._vae: Any = None if isinstance(base, str) else base.vae
         self.network = network.requires_grad_(config.weights == "own")
@@ -244,9 +247,13 @@ class PipelineBackbone(Backbone):
             None if conditioning.pooled_prompt_embeds is None else conditioning.pooled_prompt_embeds.to(dtype),
             conditioning.prompt_mask,
         )
+        return self.read(NoisedState(state.noised_latents.to(dtype), state.sigma), typed)
+
+    def read(self, state: NoisedState, conditioning: Conditioning) -> Features:
+        """Run the network and read the taps; `features` without its checks and casts."""
         with record(self.readings()) as tape:
-            self.run(NoisedState(state.noised_latents.to(dtype), state.sigma), typed)
-        return self.read_tape(tape, state, typed)
+            self.run(state, conditioning)
+        return self.read_tape(tape, state, conditioning)
 
     def read_tape(self, tape: Tape, state: NoisedState, conditioning: Conditioning) -> Features:
         """What was written while the network ran, as features."""
@@ -296,6 +303,48 @@ class PipelineBackbone(Backbone):
             # A list of its own: some pipelines write into the one they are given.
             encoded = self.encode(pipeline, list(prompts), length)
         return encoded.to(self.device)
+
+    def meta_twin(self) -> Self:
+        """The same backbone with the shapes of its weights and none of their storage: what costs are counted on."""
+        known: dict[int, Any] = {}
+        for module in self.network.modules():
+            for name, value in [*vars(module).items(), *module._parameters.items(), *module._buffers.items()]:
+                if isinstance(value, nn.Parameter):
+                    known[id(value)] = nn.Parameter(value.detach().to("meta"), value.requires_grad)
+                elif isinstance(value, Tensor) and not name.startswith("_"):
+                    known[id(value)] = value.to("meta")
+        twin = copy.copy(self)
+        twin._modules = {"network": copy.deepcopy(self.network, known)}
+        return twin
+
+    def example(
+        self, latents_shape: Sequence[int], prompt_length: int, batch: int = 1
+    ) -> tuple[NoisedState, Conditioning]:
+        """A state and a prompt of the given sizes, without storage, in the network's dtype."""
+        facts, dtype = self.facts, self.dtype
+        latents = torch.empty(batch, *latents_shape, device="meta", dtype=dtype)
+        embeds = torch.empty(batch, prompt_length, facts.prompt_width, device="meta", dtype=dtype)
+        pooled = None
+        if facts.pooled_width is not None:
+            pooled = torch.empty(batch, facts.pooled_width, device="meta", dtype=dtype)
+        return NoisedState(latents, torch.empty(batch, device="meta")), Conditioning(embeds, pooled)
+
+    def activation_bytes(self, latents_shape: Sequence[int], prompt_length: int, with_gradient: bool = False) -> int:
+        """Peak bytes of activations of one state's features, counted, not measured; parameters are not in it.
+
+        Args:
+            latents_shape: of one sample, without the batch axis.
+            prompt_length: tokens of `prompt_embeds`.
+            with_gradient: keep what a gradient to the latents needs.
+        """
+        key = (tuple(latents_shape), prompt_length, with_gradient)
+        if key not in self._footprints:
+            twin = self.meta_twin()
+            state, conditioning = self.example(latents_shape, prompt_length)
+            state.noised_latents.requires_grad_(with_gradient)
+            with torch.set_grad_enabled(with_gradient):
+                self._footprints[key] = peak_bytes(lambda: twin.read(state, conditioning))
+        return self._footprints[key]
 
     def reader(self, pipeline: Any, length: int) -> tuple[Any, int]:
         """The tokenizer of the text encoder that reads furthest, and how many tokens of a prompt it reads."""

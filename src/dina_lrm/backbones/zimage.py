@@ -86,9 +86,9 @@ class ZImageBackbone(PipelineBackbone):
         )
 
     def run(self, state: NoisedState, conditioning: Conditioning) -> None:
-        captions = [
-            embeds[:count] for embeds, count in zip(_front(conditioning), _lengths(conditioning).tolist(), strict=True)
-        ]
+        captions = list(conditioning.prompt_embeds)
+        if conditioning.prompt_mask is not None:
+            captions = [embeds[mask] for embeds, mask in zip(captions, conditioning.prompt_mask, strict=True)]
         self.network(
             list(state.noised_latents.unsqueeze(2)),
             (TRAIN_TIMESTEPS - state.sigma * TRAIN_TIMESTEPS) / TRAIN_TIMESTEPS,
@@ -122,12 +122,3 @@ def _lengths(conditioning: Conditioning) -> Tensor:
         batch, length = conditioning.prompt_embeds.shape[:2]
         return torch.full((batch,), length, device=conditioning.prompt_embeds.device)
     return mask.sum(dim=1)
-
-
-def _front(conditioning: Conditioning) -> Tensor:
-    """Embeddings with the true tokens first, as encoding leaves them."""
-    mask = conditioning.prompt_mask
-    if mask is None or bool((mask.long().diff(dim=1) <= 0).all()):
-        return conditioning.prompt_embeds
-    order = mask.long().argsort(dim=1, descending=True, stable=True)
-    return conditioning.prompt_embeds.gather(1, order.unsqueeze(-1).expand_as(conditioning.prompt_embeds))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,12 @@ from dina_lrm.errors import ShapeError, ValueRangeError
 from dina_lrm.images import group_by_size
 from dina_lrm.noise import Fusion, NoiseEnsemble
 from dina_lrm.preference import Calibration, Likelihood
+from dina_lrm.scoring.chunks import in_chunks
 from dina_lrm.types import Comparison, Conditioning, Features, NoisedState, Ranking, Reward, check_finite
 
 Images = Sequence[Image.Image] | Tensor
 Z_95 = 1.959964
+FEWEST_STATES = 4  # in one forward where nobody said how many: an ensemble of one sample
 
 
 class RewardModel:
@@ -129,6 +131,7 @@ class RewardModel:
         seed: int | Sequence[int] = 0,
         noise: Tensor | None = None,
         max_batch_size: int | None = None,
+        memory_budget: int | None = None,
     ) -> Reward:
         """Score images or latents under prompts.
 
@@ -146,14 +149,18 @@ class RewardModel:
                 the levels' joined tokens.
             seed: of the noise; one for all, or one a sample.
             noise: `[b c h w]`, used at every level instead of seeded noise; `draws` must then be 1.
-            max_batch_size: most states in one forward pass; None runs each level in one.
+            max_batch_size: most states (samples x levels x draws) in one forward pass; None takes as many as there are
+                samples, and never less than 4. Out of memory halves it and goes on.
+            memory_budget: bytes of activations that a forward pass may take, instead of max_batch_size.
 
         Raises:
             ShapeError: counts or shapes do not fit together.
             ValueRangeError: sigma outside [0, 1], a negative seed, values that are not finite.
         """
-        if max_batch_size is not None and max_batch_size < 1:
-            raise ValueRangeError(f"max_batch_size must be 1 or more, got {max_batch_size}")
+        if max_batch_size is not None and (max_batch_size < 1 or memory_budget is not None):
+            raise ValueRangeError(
+                f"max_batch_size must be 1 or more and stand without memory_budget, got {max_batch_size} and {memory_budget}"
+            )
         ensemble = NoiseEnsemble(tuple(float(s) for s in sigmas), draws, fusion)
         if (images is None) == (latents is None):
             raise ShapeError("give either images or latents, and not both")
@@ -161,7 +168,7 @@ class RewardModel:
             sizes = self._by_size(images)
             if len(sizes) > 1:
                 given = self._conditioning(prompts, conditioning, len(images))
-                return self._score_sizes(sizes, given, ensemble, seed, noise, max_batch_size)
+                return self._score_sizes(sizes, given, ensemble, seed, noise, max_batch_size, memory_budget)
             images = sizes[0][1]
         clean = self.encode_images(images) if images is not None else latents
         assert clean is not None
@@ -183,7 +190,8 @@ class RewardModel:
             noises = noise.to(clean).unsqueeze(0)
         states = [[self._state(clean, one, sigma) for sigma in self._levels(ensemble.sigmas)] for one in noises]
         recorded = None if noise is not None else seed if isinstance(seed, int) else tuple(seed)
-        return self._reward(states, given, fusion, recorded, max_batch_size or len(clean))
+        size = max_batch_size or self._states_at_once(clean, given, memory_budget)
+        return self._reward(states, given, fusion, recorded, size)
 
     def score_state(self, state: NoisedState, conditioning: Conditioning) -> Reward:
         """Score a state that is noised already, such as one inside a sampler: nothing is added to it.
@@ -284,6 +292,7 @@ class RewardModel:
         seed: int | Sequence[int],
         noise: Tensor | None,
         max_batch_size: int | None,
+        memory_budget: int | None,
     ) -> Reward:
         """Score pictures of several sizes, one size after another, and put the answers in the order asked."""
         count = len(conditioning)
@@ -300,6 +309,7 @@ class RewardModel:
                 fusion=ensemble.fusion,
                 seed=seed if isinstance(seed, int) else [seed[place] for place in places],
                 max_batch_size=max_batch_size,
+                memory_budget=memory_budget,
             )
             for places, pixels in sizes
         ]
@@ -318,9 +328,22 @@ class RewardModel:
         if len(given) not in (1, count):
             raise ShapeError(f"{count} samples need 1 or {count} prompts, got {len(given)}")
         check_finite("prompt_embeds", given.prompt_embeds)
-        check_finite("pooled_prompt_embeds", given.pooled_prompt_embeds)
+        if given.pooled_prompt_embeds is not None:
+            check_finite("pooled_prompt_embeds", given.pooled_prompt_embeds)
         given = given.to(self.device)
         return given if len(given) == count else given.repeat(count)
+
+    def _states_at_once(self, clean: Tensor, conditioning: Conditioning, memory_budget: int | None) -> int:
+        if memory_budget is None:
+            return max(len(clean), FEWEST_STATES)
+        length = conditioning.prompt_embeds.shape[1]
+        needed = self.network.backbone.activation_bytes(clean.shape[1:], length, clean.requires_grad)
+        if needed > memory_budget:
+            raise ValueRangeError(
+                f"one state of latents {list(clean.shape[1:])} takes {needed} bytes of activations, memory_budget is "
+                f"{memory_budget}; give more, or smaller latents"
+            )
+        return memory_budget // needed
 
     def _levels(self, sigmas: Sequence[float]) -> list[float]:
         if not self.config.scoring.snap_to_schedule:
@@ -344,20 +367,9 @@ class RewardModel:
         seed: int | tuple[int, ...] | None,
         max_batch_size: int,
     ) -> Reward:
-        """Read `states[draw][level]`, in chunks of samples, and sum up."""
+        """Read `states[draw][level]` and sum up."""
         levels = [float(state.sigma[0]) for state in states[0]]
-
-        def read(part: slice) -> Iterator[Tensor]:
-            for draw in states:
-                if fusion == "tokens":
-                    yield self.network.read_joined(
-                        [self.network.features(state[part], conditioning[part]) for state in draw]
-                    )
-                else:
-                    yield from (self.network(state[part], conditioning[part]) for state in draw)
-
-        parts = [slice(i, i + max_batch_size) for i in range(0, len(conditioning), max_batch_size)]
-        utilities = torch.cat([torch.stack(list(read(part)), dim=1) for part in parts])
+        utilities = self._utilities(states, conditioning, fusion, max_batch_size)
         mean = utilities.mean(dim=1)
         level_variance = self.likelihood.variance(torch.tensor(levels, device=mean.device))
         draws = len(states)
@@ -373,3 +385,32 @@ class RewardModel:
         spread = detached.std(dim=1) if utilities.shape[1] > 1 else law_spread.expand_as(mean).clone()
         shown = levels if fusion == "tokens" else levels * draws
         return Reward(self.calibration(mean), mean, spread, standard_error, utilities, torch.tensor(shown), seed)
+
+    def _utilities(
+        self, states: list[list[NoisedState]], conditioning: Conditioning, fusion: Fusion, size: int
+    ) -> Tensor:
+        """Utility `[b s]` of `states[draw][level]`; draws and levels share forward passes of at most `size` states."""
+        count, levels = len(conditioning), len(states[0])
+        every = NoisedState.cat([state for draw in states for state in draw])
+        if fusion == "mean":
+            rows = torch.arange(len(every), device=self.device)
+
+            def utility(part: slice) -> Tensor:
+                return self.network(every[part], conditioning[rows[part] % count])
+
+            return in_chunks(len(every), size, utility, lambda parts: torch.cat(list(parts))).view(-1, count).T
+
+        def joined(units: Tensor) -> Tensor:
+            # A unit is one sample of one draw; its levels' states stand `count` rows apart.
+            first = units // count * levels * count + units % count
+            rows = torch.cat([first + level * count for level in range(levels)])
+
+            def features(part: slice) -> Features:
+                return self.network.features(every[rows[part]], conditioning[rows[part] % count])
+
+            seen = in_chunks(len(rows), size, features, Features.cat)
+            return self.network.read_joined([seen[i : i + len(units)] for i in range(0, len(rows), len(units))])
+
+        units = torch.arange(len(states) * count, device=self.device)
+        read = [joined(part) for part in torch.split(units, max(1, size // levels))]
+        return torch.cat(read).view(-1, count).T
