@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor
 
@@ -24,6 +25,8 @@ def create_accelerator(
         gradient_accumulation_steps: micro steps to an optimiser step.
         device: "cpu" keeps off an accelerator that is there; None takes what is there.
     """
+    if PartialState._shared_state and PartialState().num_processes == 1:
+        AcceleratorState._reset_state()  # of an earlier run in this process, whose precision may have been another
     return Accelerator(
         mixed_precision=mixed_precision,
         gradient_accumulation_steps=gradient_accumulation_steps,

@@ -84,20 +84,25 @@ def _storage(tensor: Tensor) -> Any:
         return None
 
 
-class FusedAttention(TorchFunctionMode):
-    """On meta, `scaled_dot_product_attention` takes the fused kernel's shapes: no score matrix, as on a CPU or a GPU.
+class FusedKernels(TorchFunctionMode):
+    """On meta, attention and RMS norm take the shapes of the fused kernels that a CPU or a GPU has.
 
-    Without it, meta tensors take the math path, whose score matrix is counted (and would dominate).
+    Without it, meta tensors take the paths of many small steps, whose score matrix and copies would be counted.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is functional.scaled_dot_product_attention and args and args[0].is_meta:
-            return _fused(*args, **kwargs)
+        first = next(iter((*args, *kwargs.values())), None)
+        if not (isinstance(first, Tensor) and first.is_meta):
+            return func(*args, **kwargs)
+        if func is functional.scaled_dot_product_attention:
+            return _fused_attention(*args, **kwargs)
+        if func is functional.rms_norm:
+            return _fused_rms_norm(*args, **kwargs)
         return func(*args, **kwargs)
 
 
-def _fused(
+def _fused_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -114,6 +119,13 @@ def _fused(
     return op(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
 
 
+def _fused_rms_norm(
+    input: Tensor, normalized_shape: list[int], weight: Tensor | None = None, eps: float | None = None
+) -> Tensor:
+    result: Tensor = torch.ops.aten._fused_rms_norm(input, normalized_shape, weight, eps)[0]
+    return result
+
+
 def peak_bytes(function: Callable[[], Any]) -> int:
     """Peak bytes of tensors that one call creates; what existed before, such as parameters and inputs, is not counted.
 
@@ -121,7 +133,7 @@ def peak_bytes(function: Callable[[], Any]) -> int:
         function: what is called, once.
     """
     gc.collect()
-    with FusedAttention(), LiveBytes() as count:
+    with FusedKernels(), LiveBytes() as count:
         result = function()
     del result
     return count.peak

@@ -34,7 +34,12 @@ def load_network(config: TrainConfig, device: torch.device | str = "cpu") -> Rew
             revision=config.base_revision,
             random_seed=random_base_seed(config),
         )
-        return build_network(backbone, config.head)
+        network = build_network(backbone, config.head)
+    if config.gradient_checkpointing:
+        backbone.enable_gradient_checkpointing()
+    if config.compile:
+        backbone.compile_blocks()
+    return network
 
 
 def trainable_parameters(network: nn.Module) -> dict[str, nn.Parameter]:

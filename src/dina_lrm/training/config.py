@@ -218,6 +218,8 @@ class TrainConfig(Config):
         num_epochs: passes over the pairs or prompts, may be a fraction.
         ema_decay: of the averaged weights that are exported; 0 exports the raw ones.
         mixed_precision: autocast of the computation.
+        gradient_checkpointing: keep no activations inside blocks and compute them again: slower, in much less memory.
+        compile: compile the backbone's blocks, which pays on a GPU after some hundred steps.
         device: "cpu" stays off an accelerator that is there.
         seed: of initialisation, order, levels and noise.
         validation: measuring on the way.
@@ -247,6 +249,8 @@ class TrainConfig(Config):
     num_epochs: float | None = Field(None, gt=0)
     ema_decay: float = Field(0.995, ge=0, lt=1)
     mixed_precision: MixedPrecision = "no"
+    gradient_checkpointing: bool = False
+    compile: bool = False
     device: Literal["cpu"] | None = None
     seed: int = Field(0, ge=0)
     validation: ValidationConfig = ValidationConfig()
