@@ -5,8 +5,7 @@ The network is laid out without storage, cut, and only then filled: what was cut
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +29,6 @@ class _EmptyOnMeta(TorchFunctionMode):
         if func is torch.empty:
             kwargs["device"] = "meta"
         return func(*args, **kwargs)
-
-
-@contextmanager
-def without_storage() -> Iterator[None]:
-    """Networks built inside have meta weights, real tables, and leave the random state as it was."""
-    with torch.random.fork_rng(devices=[]), _EmptyOnMeta():
-        yield
 
 
 def read_network_config(base: str, part: str, network_class: type, revision: str | None) -> dict[str, Any]:
@@ -78,8 +70,7 @@ def load_network(
     Raises:
         InputError: weights are missing, unreadable, or of another shape.
     """
-    with without_storage():
-        network = network_class.from_config(config)
+    network = _lay_out(network_class, config)
     cut(network)
     wanted: dict[str, Tensor] = network.state_dict()
     places = _locate(base, part, revision, set(wanted))
@@ -97,6 +88,23 @@ def load_network(
             )
         _put(network, name, value.to(torch.float32 if float32 & set(name.split(".")) else dtype))
     return network.requires_grad_(False).eval()
+
+
+def _lay_out(network_class: Any, config: dict[str, Any]) -> Any:
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        network = network_class.from_config(config)
+    if not _has_unsaved_tables(network):
+        return network
+    with torch.random.fork_rng(devices=[]), _EmptyOnMeta():
+        return network_class.from_config(config)
+
+
+def _has_unsaved_tables(network: nn.Module) -> bool:
+    """Rotary tables that no file holds: they must be computed, and only then is anything else computed too."""
+    for module in network.modules():
+        if module._non_persistent_buffers_set or any(isinstance(value, Tensor) for value in vars(module).values()):
+            return True
+    return False
 
 
 def _put(network: nn.Module, name: str, value: Tensor) -> None:
