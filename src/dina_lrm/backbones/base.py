@@ -12,6 +12,7 @@ import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
+from dina_lrm.backbones.sharing import give_own_storage
 from dina_lrm.config import Config
 from dina_lrm.errors import CheckpointError, ConfigError
 from dina_lrm.noise import ForwardProcess
@@ -282,11 +283,7 @@ class Backbone(nn.Module, ABC):
         Raises:
             CheckpointError: missing, extra or wrongly shaped tensors.
         """
-        for module in self.network.modules():
-            for name, parameter in module._parameters.items():
-                if parameter is not None:
-                    module._parameters[name] = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
-            module._buffers = {name: b if b is None else b.clone() for name, b in module._buffers.items()}
+        give_own_storage(self.network)
         load_strict(dict(self.network.state_dict(keep_vars=True)), tensors, "network")
 
 

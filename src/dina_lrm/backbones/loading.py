@@ -79,14 +79,13 @@ def load_network(
         raise InputError(
             f"{part} of base {base!r} lacks {len(missing)} weights, the first is {missing[0]!r}; is it complete?"
         )
-    float32 = set(getattr(network_class, "_keep_in_fp32_modules", None) or ()) if dtype != torch.float32 else set()
     for name, there in wanted.items():
         value = _read(places[name], name)
         if value.shape != there.shape:
             raise InputError(
                 f"{places[name]}: weight {name!r} must be {list(there.shape)} by the config, got {list(value.shape)}"
             )
-        _put(network, name, value.to(torch.float32 if float32 & set(name.split(".")) else dtype))
+        _put(network, name, value.to(_dtype_of(network, name, dtype)))
     return network.requires_grad_(False).eval()
 
 
@@ -105,6 +104,19 @@ def _has_unsaved_tables(network: nn.Module) -> bool:
         if module._non_persistent_buffers_set or any(isinstance(value, Tensor) for value in vars(module).values()):
             return True
     return False
+
+
+def cast(network: Any, dtype: torch.dtype) -> Any:
+    """The network with its weights in another dtype, as loading in that dtype gives it; those that stay are not copied."""
+    for name, value in network.state_dict().items():
+        _put(network, name, value.to(_dtype_of(network, name, dtype)))
+    return network
+
+
+def _dtype_of(network: Any, name: str, dtype: torch.dtype) -> torch.dtype:
+    """A few parts are float32 for the library whatever the rest is."""
+    whole = set(getattr(network, "_keep_in_fp32_modules", None) or ())
+    return torch.float32 if whole & set(name.split(".")) else dtype
 
 
 def _put(network: nn.Module, name: str, value: Tensor) -> None:

@@ -20,8 +20,8 @@ from diffusers.utils import logging
 from torch import Tensor, nn
 
 from dina_lrm.backbones.base import Backbone, BackboneConfig
-from dina_lrm.backbones.loading import load_network, read_network_config
-from dina_lrm.backbones.sharing import shared, unwrapped
+from dina_lrm.backbones.loading import cast, load_network, read_network_config
+from dina_lrm.backbones.sharing import give_own_storage, shared, unwrapped
 from dina_lrm.backbones.tape import Reading, Tape, record
 from dina_lrm.errors import BaseMismatchError, ConfigError, InputError, PromptCutWarning, ShapeError, ValueRangeError
 from dina_lrm.noise import ForwardProcess, RectifiedFlow
@@ -59,6 +59,14 @@ class NetworkFacts:
     latent_multiple: int = 2
     max_latent_side: int | None = None
     native_latent_side: int = 128
+
+
+@dataclass
+class _Encoders:
+    """What turns prompts and pictures into tensors, loaded when first asked for."""
+
+    pipeline: Any = None
+    vae: Any = None
 
 
 class NoNorm(nn.Module):
@@ -108,8 +116,8 @@ class PipelineBackbone(Backbone):
         self._sizes: Any = network.config
         self.facts = self.read_facts(network.config)
         self._footprints: dict[tuple[Any, ...], int] = {}
-        self._pipeline: Any = None
-        self._vae: Any = None if isinstance(base, str) else base.vae
+        # Not submodules: what is done to this module (moving, train mode) is not done to encoders, least of all a caller's.
+        self._encoders = _Encoders(vae=None if isinstance(base, str) else base.vae)
         self.network = network.requires_grad_(config.weights == "own")
         self.width, self.temb_width = self.facts.width, self.facts.temb_width
         self.latent_channels = self.facts.latent_channels
@@ -173,7 +181,7 @@ class PipelineBackbone(Backbone):
         """From a pipeline folder, a hub id or a loaded pipeline, which is left as it was.
 
         Of a folder or hub id only the kept weights are read. A loaded pipeline of the same dtype is shared: its weights
-        are used in place, its adapters stay its own. Of another dtype, the kept part is copied.
+        are used in place, its adapters stay its own. Of another dtype, or with `weights="own"`, the kept part is copied.
 
         Args:
             config: what to keep and to read.
@@ -197,26 +205,30 @@ class PipelineBackbone(Backbone):
             network = None
         else:
             cls.check_pipeline(dict(base.config))
-            name, network = str(base.config._name_or_path), cls._network_of(base)
+            name = getattr(base.config, "_name_or_path", None) or f"a loaded {type(base).__name__}"
+            network = cls._network_of(base)
             sizes = dict(network.config)
         if random_seed is not None:
             with torch.random.fork_rng():
                 torch.manual_seed(random_seed)
-                network = cls.network_class.from_config(sizes).to(dtype)
+                network = cls.network_class.from_config(sizes)
             cut(network)
+            cast(network, dtype)
         elif network is None:
             network = load_network(cls.network_class, sizes, cut, name, cls.part, dtype, revision)
         else:
             network = shared(network)
             cut(network)
-            if network.dtype != dtype:
-                network.to(dtype)
+            cast(network, dtype)
+            if config.weights == "own":
+                give_own_storage(network)
         return cls(config, network.eval(), base, name, revision)
 
     @classmethod
     def _network_of(cls, pipeline: Any) -> Any:
         network = getattr(pipeline, cls.part, None)
-        network = network and unwrapped(network)
+        if network is not None:
+            network = unwrapped(network)
         if not isinstance(network, cls.network_class):
             raise BaseMismatchError(
                 f"this backbone needs a {cls.pipeline_class.__name__}, got {type(pipeline).__name__}; "
@@ -426,7 +438,7 @@ class PipelineBackbone(Backbone):
 
     def drop_encoders(self) -> None:
         if isinstance(self._source, str):
-            self._pipeline = self._vae = None
+            self._encoders = _Encoders()
 
     def signature(self) -> dict[str, Any]:
         facts = self.facts
@@ -447,7 +459,7 @@ class PipelineBackbone(Backbone):
         if isinstance(self._source, str):
             config: Any = read_json(self._source, "vae/config.json", self.revision) or {}
         else:
-            config = {} if self._vae is None else dict(self._vae.config)
+            config = {} if self._encoders.vae is None else dict(self._encoders.vae.config)
         names = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
         return {f"vae_{name}": config[name] for name in names if config.get(name) is not None}
 
@@ -460,7 +472,7 @@ class PipelineBackbone(Backbone):
         return self.vae_factor * self.facts.native_latent_side
 
     def _text_pipeline(self) -> Any:
-        if self._pipeline is None:
+        if self._encoders.pipeline is None:
             if isinstance(self._source, str):
                 parts = {self.part: self.network, "vae": None, **self.unused_parts}
                 with _reasons(f"text encoders of base {self.base!r}"):
@@ -474,20 +486,20 @@ class PipelineBackbone(Backbone):
                 # A wrapper of our own around the caller's encoders: nothing of the caller's is written to.
                 pipeline = self.pipeline_class(**{**self._source.components, self.part: self.network})
             self.prepare(pipeline)
-            self._pipeline = pipeline
-        return self._pipeline
+            self._encoders.pipeline = pipeline
+        return self._encoders.pipeline
 
     def prepare(self, pipeline: Any) -> None:
         """Put right what a pipeline's own loading leaves unset."""
 
     def _autoencoder(self) -> Any:
-        if self._vae is None:
+        if self._encoders.vae is None:
             with _reasons(f"VAE of base {self.base!r}"):
                 vae = AutoModel.from_pretrained(
                     self._source, subfolder="vae", dtype=torch.float32, revision=self.revision
                 )
-            self._vae = vae.to(self.device).requires_grad_(False).eval()
-        return self._vae
+            self._encoders.vae = vae.to(self.device).requires_grad_(False).eval()
+        return self._encoders.vae
 
 
 @contextmanager

@@ -6,15 +6,14 @@ import copy
 from collections import OrderedDict
 from typing import Any
 
-import torch
 from torch import nn
 
 from dina_lrm.errors import BaseMismatchError
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _FLAGS = ("_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs")
-# What accelerate's offloading leaves on a module: it is bound to the caller's module, not to ours.
-_OFFLOADING = ("forward", "_hf_hook", "_old_forward")
+# What accelerate's offloading and peft leave on a module: it is bound to the caller's module, not to ours.
+_THEIRS = ("forward", "_hf_hook", "_old_forward", "peft_config", "_hf_peft_config_loaded", "_diffusers_hook")
 
 
 def unwrapped(network: Any) -> Any:
@@ -48,12 +47,12 @@ def _twin(module: nn.Module, known: dict[int, Any]) -> nn.Module:
     twin = known[id(module)] = copy.copy(module)
     for name in _HOOKS + _FLAGS:
         twin.__dict__[name] = OrderedDict()
-    for name in _OFFLOADING:
+    for name in _THEIRS:
         twin.__dict__.pop(name, None)
     twin.__dict__["_compiled_call_impl"] = None
     twin._parameters = {name: _same_storage(name, p, known) for name, p in module._parameters.items()}
     twin._buffers = dict(module._buffers)
-    twin._modules = {name: child and _twin(child, known) for name, child in module._modules.items()}
+    twin._modules = {name: None if child is None else _twin(child, known) for name, child in module._modules.items()}
     twin.training = False
     return twin
 
@@ -85,6 +84,12 @@ def _without_adapters(module: nn.Module) -> nn.Module:
     return base
 
 
-def share_storage(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Two tensors are views of one storage."""
-    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+def give_own_storage(network: nn.Module) -> None:
+    """Copy every weight and table, so that writing to them writes to nobody else's."""
+    for module in network.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                module._parameters[name] = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
+        module._buffers = {
+            name: buffer if buffer is None else buffer.clone() for name, buffer in module._buffers.items()
+        }

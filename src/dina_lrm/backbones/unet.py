@@ -61,7 +61,7 @@ class UnetBackbone(PipelineBackbone):
     @classmethod
     def cut(cls, network: Any, config: BackboneConfig) -> None:
         downs = len(network.down_blocks)
-        network.down_blocks = nn.ModuleList(network.down_blocks[: config.depth])
+        network.down_blocks = nn.ModuleList(network.down_blocks[: max(config.depth, 1)])  # the first is given `temb`
         if config.depth <= downs:
             network.mid_block = None
         network.up_blocks = nn.ModuleList(network.up_blocks[: max(0, config.depth - downs - 1)])
@@ -102,7 +102,7 @@ class UnetBackbone(PipelineBackbone):
             return write
 
         return [
-            Reading(net.down_blocks[0] if len(net.down_blocks) else net.time_embedding, _temb),
+            Reading(net.down_blocks[0], _temb),
             *(Reading(modules[tap], grid(tap)) for tap in self.config.image_taps),
         ]
 

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from diffusers import WanPipeline, WanTransformer3DModel
 from torch import Tensor, nn
 
@@ -90,6 +91,12 @@ class WanBackbone(PipelineBackbone):
             encoder_hidden_states=conditioning.prompt_embeds,
             return_dict=False,
         )
+
+    def schedule_sigmas(self) -> Tensor:
+        config = self.scheduler().config
+        shift = config.get("flow_shift") or config.get("shift") or 1.0
+        steps = torch.linspace(1, 1 / TRAIN_TIMESTEPS, TRAIN_TIMESTEPS, dtype=torch.float64)
+        return (shift * steps / (1 + (shift - 1) * steps)).float()
 
     def encode(self, pipeline: Any, prompts: list[str], length: int) -> Conditioning:
         embeds, _ = pipeline.encode_prompt(

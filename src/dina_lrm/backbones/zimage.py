@@ -109,10 +109,12 @@ class ZImageBackbone(PipelineBackbone):
         )
 
     def reader(self, pipeline: Any, length: int) -> tuple[Any, int]:
+        mark = "(prompt)"
         template = pipeline.tokenizer.apply_chat_template(
-            [{"role": "user", "content": ""}], tokenize=False, add_generation_prompt=True, enable_thinking=True
+            [{"role": "user", "content": mark}], tokenize=False, add_generation_prompt=True, enable_thinking=True
         )
-        return pipeline.tokenizer, length - len(pipeline.tokenizer(template).input_ids)
+        before = template.partition(mark)[0]
+        return pipeline.tokenizer, length - len(pipeline.tokenizer(before).input_ids)
 
 
 def _lengths(conditioning: Conditioning) -> Tensor:

@@ -24,11 +24,20 @@ def fetch(repository: str, name: str, revision: str | None = None) -> Path | Non
     try:
         return Path(hf_hub_download(repository, name, revision=revision))
     except LocalEntryNotFoundError as error:
+        if _is_cached(repository, revision):  # the hub is out of reach, and of what was downloaded this is no part
+            return None
         raise InputError(hub_reason(repository, revision, error)) from error
     except RemoteEntryNotFoundError:
         return None
     except (HFValidationError, OSError, ValueError) as error:
         raise InputError(hub_reason(repository, revision, error)) from error
+
+
+def _is_cached(repository: str, revision: str | None) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    known = ("model_index.json", "config.json")
+    return any(isinstance(try_to_load_from_cache(repository, name, revision=revision), str) for name in known)
 
 
 def read_json(repository: str, name: str, revision: str | None = None) -> dict[str, Any] | None:
