@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from dina_lrm.backbones.base import Backbone, BackboneConfig
 from dina_lrm.backbones.loading import cast, load_network, read_network_config
+from dina_lrm.backbones.network import NetworkFacts
 from dina_lrm.backbones.sharing import give_own_storage, shared, unwrapped
 from dina_lrm.backbones.tape import Reading, Tape, record
 from dina_lrm.errors import BaseMismatchError, ConfigError, InputError, PromptCutWarning, ShapeError, ValueRangeError
@@ -29,37 +30,6 @@ from dina_lrm.runtime.hub import read_json
 from dina_lrm.runtime.memory import peak_bytes
 from dina_lrm.types import Conditioning, Features, NoisedState, check_sigma
 
-TRAIN_TIMESTEPS = 1000
-
-
-@dataclass(frozen=True)
-class NetworkFacts:
-    """What a network's config says, in one vocabulary.
-
-    Attributes:
-        width: of its tokens.
-        temb_width: of its time embedding.
-        num_blocks: that a tap can name.
-        latent_channels: of the latents as users hold them, not as the network packs them.
-        latent_multiple: latent sides must be multiples of this.
-        max_latent_side: the longest, if positions end somewhere.
-        native_latent_side: of the square latents that it was made for.
-        prompt_width: of prompt_embeds.
-        pooled_width: of pooled_prompt_embeds; None if it takes none.
-        probe: a weight whose first values tell one base from another.
-    """
-
-    width: int
-    temb_width: int
-    num_blocks: int
-    latent_channels: int
-    prompt_width: int
-    pooled_width: int | None
-    probe: str
-    latent_multiple: int = 2
-    max_latent_side: int | None = None
-    native_latent_side: int = 128
-
 
 @dataclass
 class _Encoders:
@@ -67,24 +37,6 @@ class _Encoders:
 
     pipeline: Any = None
     vae: Any = None
-
-
-class NoNorm(nn.Module):
-    """In place of an output norm, with whatever it was conditioned on."""
-
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return hidden_states
-
-
-class NoProjection(nn.Module):
-    """In place of an output projection: zeros of the shape that the library folds back into latents."""
-
-    def __init__(self, out_features: int) -> None:
-        super().__init__()
-        self.out_features = out_features
-
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return hidden_states.new_zeros(*hidden_states.shape[:-1], self.out_features)
 
 
 class PipelineBackbone(Backbone):

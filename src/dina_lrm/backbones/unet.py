@@ -13,7 +13,8 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from dina_lrm.backbones.base import BackboneConfig
-from dina_lrm.backbones.pipeline import NetworkFacts, PipelineBackbone
+from dina_lrm.backbones.network import NetworkFacts
+from dina_lrm.backbones.pipeline import PipelineBackbone
 from dina_lrm.backbones.tape import Reading, Tape
 from dina_lrm.errors import ConfigError
 from dina_lrm.noise import VariancePreserving

@@ -15,7 +15,8 @@ from diffusers import WanPipeline, WanTransformer3DModel
 from torch import Tensor, nn
 
 from dina_lrm.backbones.base import BackboneConfig
-from dina_lrm.backbones.pipeline import TRAIN_TIMESTEPS, NetworkFacts, NoNorm, NoProjection, PipelineBackbone
+from dina_lrm.backbones.network import TRAIN_TIMESTEPS, NetworkFacts, NoNorm, NoProjection
+from dina_lrm.backbones.pipeline import PipelineBackbone
 from dina_lrm.backbones.tape import Reading, output_as
 from dina_lrm.errors import BaseMismatchError, ConfigError, ShapeError
 from dina_lrm.types import Conditioning, NoisedState

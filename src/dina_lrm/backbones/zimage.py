@@ -14,7 +14,8 @@ from diffusers import ZImagePipeline, ZImageTransformer2DModel
 from torch import Tensor, nn
 
 from dina_lrm.backbones.base import BackboneConfig
-from dina_lrm.backbones.pipeline import TRAIN_TIMESTEPS, NetworkFacts, NoProjection, PipelineBackbone
+from dina_lrm.backbones.network import TRAIN_TIMESTEPS, NetworkFacts, NoProjection
+from dina_lrm.backbones.pipeline import PipelineBackbone
 from dina_lrm.backbones.tape import Reading, Tape, output_as
 from dina_lrm.types import Conditioning, Features, NoisedState
 
