@@ -132,3 +132,12 @@ def test_wrong_input_is_one_line_and_2(dina, pictures: list[Path], asked: tuple[
     ran = dina("score", "--prompt", "p", pictures[0], *asked)
     assert ran.status == 2
     assert says in ran.one_line()
+
+
+@pytest.mark.parametrize("verb", ["score", "compare"])
+def test_a_prompt_that_is_not_read_to_its_end_is_refused_unless_it_may_be_cut(dina, pictures, verb) -> None:
+    words = " ".join(f"word{i}" for i in range(300))
+    ask = [verb, "--model", str(PUBLISHED), "--base", str(PIPELINE), "--prompt", words, *map(str, pictures[:2])]
+    refused = dina(*ask)
+    assert refused.status == 2 and "cut off was" in refused.err and "--cut-prompt" in refused.err
+    assert dina(*ask, "--cut-prompt").status == 0

@@ -9,6 +9,7 @@ import typer
 
 from dina_lrm.cli.options import (
     BaseOption,
+    CutPromptOption,
     DeviceOption,
     Dtype,
     DtypeOption,
@@ -20,6 +21,7 @@ from dina_lrm.cli.options import (
     SigmaOption,
     load_model,
     read_sigmas,
+    whole_prompt,
 )
 from dina_lrm.cli.output import print_json
 
@@ -34,6 +36,7 @@ def compare(
     ensemble: EnsembleOption = None,
     draws: Annotated[int, typer.Option("--draws", metavar="N", help="Noise tensors a level.")] = 4,
     seed: SeedOption = 0,
+    cut_prompt: CutPromptOption = False,
     device: DeviceOption = "cpu",
     dtype: DtypeOption = Dtype.FLOAT32,
     as_json: JsonOption = False,
@@ -43,9 +46,9 @@ def compare(
     from dina_lrm.scoring import open_image
 
     pictures = open_image(a), open_image(b)
-    found = load_model(model, base, device, dtype).compare(
-        prompt=prompt, a=pictures[0], b=pictures[1], sigmas=levels, draws=draws, seed=seed
-    )
+    scorer = load_model(model, base, device, dtype)
+    with whole_prompt(cut_prompt):
+        found = scorer.compare(prompt=prompt, a=pictures[0], b=pictures[1], sigmas=levels, draws=draws, seed=seed)
     if as_json:
         print_json(
             {

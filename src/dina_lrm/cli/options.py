@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dina_lrm.errors import ValueRangeError
+from dina_lrm.errors import InputError, PromptCutWarning, ValueRangeError
 
 if TYPE_CHECKING:
     from dina_lrm.scoring import RewardModel
@@ -46,6 +49,9 @@ EnsembleOption = Annotated[
 SeedOption = Annotated[int, typer.Option("--seed", help="Of the noise: the same seed gives the same score.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps.")]
 DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Of the frozen base weights.")]
+CutPromptOption = Annotated[
+    bool, typer.Option("--cut-prompt", help="Score a prompt that is longer than the model reads by the part it reads.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout.")]
 
 
@@ -76,6 +82,24 @@ def read_sigmas(sigma: float | None, ensemble: str | None) -> tuple[float, ...]:
 
 def _numbers(text: str) -> tuple[float, ...]:
     return tuple(float(part) for part in text.split(","))
+
+
+@contextmanager
+def whole_prompt(cut_prompt: bool) -> Iterator[None]:
+    """Inside, a prompt that the model cannot read to its end is an error, unless the user said that it may be cut.
+
+    Args:
+        cut_prompt: what `--cut-prompt` says.
+
+    Raises:
+        InputError: naming what would be cut.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore" if cut_prompt else "error", PromptCutWarning)
+        try:
+            yield
+        except PromptCutWarning as error:
+            raise InputError(f"{error}; --cut-prompt scores by the part that is read") from error
 
 
 def load_model(model: str, base: str | None, device: str, dtype: Dtype) -> RewardModel:

@@ -9,6 +9,7 @@ import typer
 
 from dina_lrm.cli.options import (
     BaseOption,
+    CutPromptOption,
     DeviceOption,
     Dtype,
     DtypeOption,
@@ -21,6 +22,7 @@ from dina_lrm.cli.options import (
     SigmaOption,
     load_model,
     read_sigmas,
+    whole_prompt,
 )
 from dina_lrm.cli.output import print_json
 
@@ -40,6 +42,10 @@ def score(
     ] = FusionRule.MEAN,
     draws: Annotated[int, typer.Option("--draws", metavar="N", help="Noise tensors a level.")] = 1,
     seed: SeedOption = 0,
+    cut_prompt: CutPromptOption = False,
+    max_batch_size: Annotated[
+        int, typer.Option("--max-batch-size", metavar="N", min=1, help="Noised pictures in one forward pass.")
+    ] = BATCH_SIZE,
     device: DeviceOption = "cpu",
     dtype: DtypeOption = Dtype.FLOAT32,
     as_json: JsonOption = False,
@@ -53,7 +59,8 @@ def score(
     for path in images:  # a bad picture is told before a model is loaded
         open_image(path)
     scorer = load_model(model, base, device, dtype)
-    conditioning = scorer.encode_prompts([prompt])
+    with whole_prompt(cut_prompt):
+        conditioning = scorer.encode_prompts([prompt])
     for start in range(0, len(images), BATCH_SIZE):
         paths = images[start : start + BATCH_SIZE]
         with torch.no_grad():
@@ -64,6 +71,7 @@ def score(
                 draws=draws,
                 fusion=fusion.value,
                 seed=seed,
+                max_batch_size=max_batch_size,
             )
         numbers = (answer.reward, answer.utility, answer.utility_std, answer.standard_error)
         used = [round(level, 6) for level in answer.sigmas.tolist()]
