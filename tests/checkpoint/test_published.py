@@ -1,3 +1,4 @@
+import hashlib
 import json
 import pickle
 import shutil
@@ -8,9 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from dina_lrm.checkpoint import describe, load_any, verify
 from dina_lrm.errors import CheckpointError
-from tests.golden_fixtures import PIPELINE, PUBLISHED
-
-BASE = str(PIPELINE)
+from tests.checkpoint.variants import BASE, edit_head, edit_training, in_bfloat16
+from tests.golden_fixtures import PUBLISHED
 
 
 @pytest.fixture
@@ -104,7 +104,20 @@ class Payload:
         return (print, ("executed",))
 
 
-@pytest.mark.parametrize("content", [pickle.dumps(Payload()), b"", b"\x80\x02garbage"])
+def test_a_pickle_with_code_is_refused_by_the_name_of_the_code(root, capsys):
+    path = root / "checkpoint" / "rm_head.pt"
+    state = torch.load(path, weights_only=True)
+    for content in (pickle.dumps(Payload()), state | {"query_tokens": Payload()}):
+        path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+        with pytest.raises(
+            CheckpointError, match=r"it holds code \((builtins.)?print\), which is not executed"
+        ) as told:
+            load_any(root, base=BASE)
+        assert "weights_only" not in str(told.value)
+    assert "executed" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", [pickle.dumps(Payload()), b"", b"abc", b"\x80\x02garbage", b"PK\x03\x04"])
 def test_a_pickle_with_code_or_garbage_is_refused_unexecuted(root, content, capsys):
     (root / "checkpoint" / "rm_head.pt").write_bytes(content)
     for act in (lambda: load_any(root, base=BASE), lambda: verify(root)):
@@ -118,6 +131,124 @@ def test_configs_that_are_not_theirs_are_refused(root, content):
     (root / "config.json").write_text(content)
     with pytest.raises(CheckpointError, match="config.json"):
         load_any(root, base=BASE)
+
+
+@pytest.mark.parametrize(
+    ("updates", "message"),
+    [
+        ({"model__visual_head_idx": [1, 2]}, "reads 2 image taps, but head .* has layers for 3"),
+        ({"model__text_head_idx": [0, 1, 2, 4]}, "reads 4 text taps, but head .* has layers for 3"),
+        ({"model__num_transformer_layers": 3}, "taps reach block 4, but num_transformer_layers keeps 3"),
+        ({"model__reward_head__num_queries": 5}, r"'queries' must be \[1, 5, 64\], got \[1, 4, 64\]"),
+        ({"model__reward_head__use_proj_in": True}, "project_in"),
+        ({"model__reward_head__out_dim": 2}, "out_dim must be 1"),
+        ({"model__visual_head_idx": [2, 1, 4]}, "taps must be rising"),
+        ({"model__visual_head_idx": "all"}, "no DiNa-LRM training config"),
+    ],
+)
+def test_a_configuration_that_does_not_fit_its_files_is_refused(root, updates, message):
+    edit_training(root, **updates)
+    for act in (lambda: load_any(root, base=BASE), lambda: verify(root), lambda: describe(root)):
+        with pytest.raises(CheckpointError, match=message):
+            act()
+
+
+def test_additions_of_the_authors_forks_are_accepted(root):
+    edit_training(
+        root,
+        model__max_sequence_length=256,
+        model__reward_checkpoint="x",
+        training__max_steps=5,
+        logging={"wandb_mode": "offline", "validation_u": [0.3]},
+    )
+    assert load_any(root, base=BASE).config.backbone.max_sequence_length == 256
+
+
+@pytest.mark.parametrize(
+    ("law", "likelihood"),
+    [
+        ("thurstone-constant", {"kind": "thurstone", "scale": 0.0, "min_variance": 0.5}),
+        ("bt", {"kind": "bradley_terry", "margin": 0.0}),
+        ("bt-margin", {"kind": "bradley_terry", "margin": 1.0}),
+    ],
+)
+def test_every_law_of_theirs_has_a_name_of_ours(root, law, likelihood):
+    edit_training(root, model__model_type=law)
+    assert describe(root)["likelihood"] == likelihood
+
+
+def test_an_older_head_is_refused_by_name(root):
+    edit_head(root, lambda s: {n.replace("norm_q", "norm1").replace("norm_v", "norm2"): v for n, v in s.items()})
+    with pytest.raises(CheckpointError, match="older head .RewardHeadV3, by 'attn1.norm1.weight'.*one softmax"):
+        load_any(root, base=BASE)
+
+
+def steps(root, *names):
+    for name in names:
+        shutil.copytree(root / "checkpoint", root / "checkpoints" / name)
+    shutil.rmtree(root / "checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("names", "newest", "left_out"),
+    [
+        (["step_900", "step_01000"], "step_01000", ["step_900"]),
+        (["epoch_000", "epoch_002", "epoch_010"], "epoch_010", ["epoch_002", "epoch_000"]),
+        (["epoch_000", "step_02000"], "step_02000", ["epoch_000"]),
+        (["step_00001", "notes"], "step_00001", []),
+    ],
+)
+def test_the_newest_checkpoint_is_read_and_told(root, names, newest, left_out):
+    steps(root, *names)
+    about = describe(root)
+    assert about["checkpoint"] == f"checkpoints/{newest}" and list(about["left_out"]) == left_out
+    for place in (root, root / "checkpoints" / newest):
+        assert same(weights(load_any(place, base=BASE)), weights(load_any(PUBLISHED, base=BASE)))
+
+
+def test_a_step_without_its_head_is_incomplete_and_no_older_one_is_taken(root):
+    steps(root, "step_1", "step_2")
+    (root / "checkpoints" / "step_2" / "rm_head.pt").unlink()
+    with pytest.raises(CheckpointError, match="step_2 rm_head.pt is missing"):
+        load_any(root, base=BASE)
+
+
+def test_half_a_download_is_told_apart_from_another_folder(root):
+    shutil.rmtree(root / "checkpoint")
+    with pytest.raises(CheckpointError, match="training configuration but no weights"):
+        describe(root)
+    (root / "config.json").unlink()
+    with pytest.raises(CheckpointError, match="no model folder"):
+        describe(root)
+
+
+def test_weights_without_a_configuration(root):
+    (root / "config.json").unlink()
+    with pytest.raises(CheckpointError, match="has weights but no config.json"):
+        describe(root)
+
+
+def test_from_inside_the_folder(root, monkeypatch):
+    monkeypatch.chdir(root / "checkpoint")
+    assert describe(".")["checkpoint"] == "checkpoint"
+
+
+def test_info_tells_dtypes_and_hashes_on_disk(root):
+    about = describe(in_bfloat16(root))
+    assert about["tensors"]["rm_head.pt"] == {
+        "count": 87,
+        "parameters": about["head_parameters"],
+        "dtypes": ["bfloat16"],
+    }
+    assert about["tensors"]["backbone_lora/adapter_model.safetensors"]["dtypes"] == ["bfloat16"]
+    head = root / "checkpoint" / "rm_head.pt"
+    entry = {"sha256": hashlib.sha256(head.read_bytes()).hexdigest(), "bytes": head.stat().st_size}
+    assert about["files"]["rm_head.pt"] == entry
+
+
+def test_half_precision_on_disk_is_float32_in_memory(root):
+    loaded = load_any(in_bfloat16(root), base=BASE)
+    assert {value.dtype for value in weights(loaded).values()} == {torch.float32}
 
 
 def test_a_whole_checkpoint_verifies():

@@ -36,7 +36,7 @@ def test_the_tiny_recipe_trains_a_model_that_loads_and_scores(data: Path, golden
     assert trainer.network is not None
     adapter = trainer.network.backbone.adapter_state()
     assert any(name.endswith("lora_B.weight") and value.abs().max() > 0 for name, value in adapter.items())
-    model = RewardModel.from_pretrained(folder)
+    model = RewardModel.from_pretrained(folder, merge_adapter=False)
     latents = torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(1))
     conditioning = model.encode_prompts(["prompt 0", "prompt 1"])
     state = model.network.backbone.process.add_noise(latents, torch.zeros_like(latents), torch.tensor([0.1, 0.7]))

@@ -42,7 +42,7 @@ class BackboneConfig(Config):
 
     Attributes:
         kind: name of the backbone in the registry.
-        image_taps: after how many blocks image tokens are read; 0 is the embedding.
+        image_taps: after how many blocks image tokens are read; 0 is the embedding. The default is the kind's own.
         text_taps: the same for text tokens.
         max_sequence_length: prompt tokens of the long text encoder; saved, because scores depend on it.
         adapter: LoRA, or None.
@@ -56,6 +56,21 @@ class BackboneConfig(Config):
     max_sequence_length: int = Field(128, ge=0)
     adapter: AdapterConfig | None = AdapterConfig()
     weights: Literal["base", "own"] = "base"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _taps_of_the_kind(cls, values: Any) -> Any:
+        """Where only another kind is named, its own taps; those above are SD3's."""
+        kind = values.get("kind", "sd3") if isinstance(values, dict) else "sd3"
+        if kind == "sd3" or {"image_taps", "text_taps"} <= values.keys():
+            return values
+        from dina_lrm.backbones.registry import available_backbones, backbone_class
+
+        if kind not in available_backbones():
+            return values  # who loads it says which there are
+        backbone = backbone_class(kind)
+        own = {"image_taps": backbone.default_image_taps, "text_taps": backbone.default_text_taps}
+        return {**own, **values}
 
     @field_validator("image_taps", "text_taps")
     @classmethod

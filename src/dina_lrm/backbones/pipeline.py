@@ -31,6 +31,11 @@ from dina_lrm.runtime.memory import peak_bytes
 from dina_lrm.types import Conditioning, Features, NoisedState, check_sigma
 
 
+def name_of(pipeline: Any) -> str:
+    """Where a loaded pipeline came from; one that was put together in Python came from nowhere."""
+    return getattr(pipeline.config, "_name_or_path", None) or f"a loaded {type(pipeline).__name__}"
+
+
 @dataclass
 class _Encoders:
     """What turns prompts and pictures into tensors, loaded when first asked for."""
@@ -153,12 +158,12 @@ class PipelineBackbone(Backbone):
             cls.cut(network, config)
 
         if isinstance(base, str):
-            name, sizes = base, cls._read_sizes(base, revision)
+            name, sizes = base, cls.read_sizes(base, revision)
             network = None
         else:
             cls.check_pipeline(dict(base.config))
-            name = getattr(base.config, "_name_or_path", None) or f"a loaded {type(base).__name__}"
-            network = cls._network_of(base)
+            name = name_of(base)
+            network = cls.network_of(base)
             sizes = dict(network.config)
         if random_seed is not None:
             with torch.random.fork_rng():
@@ -177,7 +182,12 @@ class PipelineBackbone(Backbone):
         return cls(config, network.eval(), base, name, revision)
 
     @classmethod
-    def _network_of(cls, pipeline: Any) -> Any:
+    def network_of(cls, pipeline: Any) -> Any:
+        """The network of a loaded pipeline, out of whatever wraps it.
+
+        Raises:
+            BaseMismatchError: a pipeline of another kind.
+        """
         network = getattr(pipeline, cls.part, None)
         if network is not None:
             network = unwrapped(network)
@@ -189,7 +199,13 @@ class PipelineBackbone(Backbone):
         return network
 
     @classmethod
-    def _read_sizes(cls, base: str, revision: str | None) -> dict[str, Any]:
+    def read_sizes(cls, base: str, revision: str | None) -> dict[str, Any]:
+        """The network's config in a pipeline folder or hub id.
+
+        Raises:
+            InputError: out of reach, or no diffusers pipeline.
+            BaseMismatchError: a pipeline of another kind.
+        """
         index = read_json(base, "model_index.json", revision)
         if index is None:
             raise InputError(

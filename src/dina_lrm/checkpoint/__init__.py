@@ -1,7 +1,8 @@
 """A model on disk: our folder, and the authors' published layout."""
 
+from dina_lrm.checkpoint.convert import Conversion, convert_model
 from dina_lrm.checkpoint.describe import describe, load_any, verify
-from dina_lrm.checkpoint.folder import LoadedModel, load_model, save_model, verify_model
+from dina_lrm.checkpoint.folder import load_model, save_model, verify_model
 from dina_lrm.checkpoint.format import (
     BaseReference,
     BradleyTerryConfig,
@@ -11,16 +12,19 @@ from dina_lrm.checkpoint.format import (
     ScoringConfig,
     ThurstoneConfig,
 )
+from dina_lrm.checkpoint.stored import LoadedModel
 
 __all__ = [
     "BaseReference",
     "BradleyTerryConfig",
     "CalibrationConfig",
+    "Conversion",
     "LikelihoodConfig",
     "LoadedModel",
     "ModelConfig",
     "ScoringConfig",
     "ThurstoneConfig",
+    "convert_model",
     "describe",
     "load_any",
     "load_model",

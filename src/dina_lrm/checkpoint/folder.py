@@ -1,10 +1,11 @@
-"""Our model folder: `config.json`, `head.safetensors`, `adapter/`, every byte accounted for.
+"""Our model folder: `config.json`, `head.safetensors`, `adapter/` or `network.safetensors`, every byte accounted for.
 
     FOLDER/
       config.json                            ModelConfig; names size and hash of the files below
-      head.safetensors                       float32
+      head.safetensors                       float32, or as published
       adapter/adapter_config.json            an ordinary peft adapter; absent with a frozen backbone
       adapter/adapter_model.safetensors
+      network.safetensors                    the kept network, of a model that brings its own weights
 
 The base's own weights are not in it: they come from the pipeline that `config.base` names.
 """
@@ -12,35 +13,28 @@ The base's own weights are not in it: they come from the pipeline that `config.b
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dina_lrm.backbones import AdapterConfig, Backbone, load_backbone
-from dina_lrm.backbones.base import load_strict
-from dina_lrm.checkpoint.format import SCHEMA_VERSION, BaseReference, FileEntry, ModelConfig
-from dina_lrm.errors import BaseMismatchError, CheckpointError
-from dina_lrm.model import RewardNetwork, build_network
+from dina_lrm.checkpoint.adapters import PEFT_PREFIX, check_pairs, layers_of, peft_config, read_adapter_config
+from dina_lrm.checkpoint.fit import check_head
+from dina_lrm.checkpoint.format import SCHEMA_VERSION, FileEntry, ModelConfig
+from dina_lrm.checkpoint.stored import LoadedModel, StoredModel, load_stored
+from dina_lrm.checkpoint.tensor_files import check_finite, map_tensors, read_tensors, write_tensors
+from dina_lrm.errors import CheckpointError
+from dina_lrm.model import RewardNetwork
 from dina_lrm.runtime.files import atomic_folder, sha256_file
 
+CONFIG_FILE = "config.json"
 HEAD_FILE = "head.safetensors"
 ADAPTER_FILE = "adapter/adapter_model.safetensors"
 ADAPTER_CONFIG_FILE = "adapter/adapter_config.json"
-PEFT_PREFIX = "base_model.model."
-
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """A model in memory with what its folder says of it."""
-
-    network: RewardNetwork
-    config: ModelConfig
+NETWORK_FILE = "network.safetensors"
 
 
 def save_model(folder: Path | str, network: RewardNetwork, config: ModelConfig) -> None:
@@ -48,29 +42,50 @@ def save_model(folder: Path | str, network: RewardNetwork, config: ModelConfig) 
 
     Args:
         folder: to write; replaced if it exists.
-        network: its head and adapter are saved.
+        network: its head and adapter are saved, or all of it if the model brings its own weights.
         config: `base.signature` and `files` are filled in here.
 
     Raises:
         CheckpointError: weights that are not finite.
     """
-    tensors = {HEAD_FILE: {name: value.detach().float() for name, value in network.head.state_dict().items()}}
+    backbone = network.backbone
+    tensors = {HEAD_FILE: dict(network.head.state_dict())}
     if config.backbone.adapter is not None:
-        adapter = network.backbone.adapter_state()
-        tensors[ADAPTER_FILE] = {PEFT_PREFIX + name: value.float() for name, value in adapter.items()}
+        tensors[ADAPTER_FILE] = backbone.adapter_state()
+    if config.backbone.weights == "own":
+        tensors[NETWORK_FILE] = backbone.network_state()
+    signature = backbone.signature()
+    if config.backbone.weights == "own":
+        signature.pop("probe", None)  # it was of the base's weights, which training has changed
+    base = config.base.model_copy(update={"signature": signature})
+    write_folder(
+        folder,
+        config.model_copy(update={"base": base}),
+        {name: {key: _float32(value) for key, value in values.items()} for name, values in tensors.items()},
+    )
+
+
+def write_folder(folder: Path | str, config: ModelConfig, tensors: Mapping[str, dict[str, Tensor]]) -> None:
+    """Write a model folder from tensors in the dtype that they are to have on disk; it appears whole or not at all.
+
+    Args:
+        folder: to write; replaced if it exists.
+        config: `files` is filled in here.
+        tensors: by file; those of the adapter by plain names.
+
+    Raises:
+        CheckpointError: values that are not finite.
+    """
     with atomic_folder(Path(folder)) as staged:
         for name, values in tensors.items():
-            _refuse_non_finite(name, values)
-            (staged / name).parent.mkdir(exist_ok=True)
-            save_file({key: value.cpu().contiguous() for key, value in values.items()}, staged / name)
+            check_finite(name, values)
+            prefix = PEFT_PREFIX if name == ADAPTER_FILE else ""
+            write_tensors(staged / name, {prefix + key: value for key, value in values.items()})
         if config.backbone.adapter is not None:
-            written = _peft_config(config.backbone.adapter, network.backbone, config.base.name)
-            (staged / ADAPTER_CONFIG_FILE).write_text(json.dumps(written, indent=2))
-        names = sorted(str(p.relative_to(staged)) for p in staged.rglob("*") if p.is_file())
-        files = {n: FileEntry(sha256=sha256_file(staged / n), bytes=(staged / n).stat().st_size) for n in names}
-        base = config.base.model_copy(update={"signature": network.backbone.signature()})
-        whole = config.model_copy(update={"files": files, "base": base})
-        (staged / "config.json").write_text(json.dumps(whole.model_dump(mode="json"), indent=2))
+            written = peft_config(config.backbone.adapter, layers_of(tensors[ADAPTER_FILE]), config.base.name)
+            write_json(staged / ADAPTER_CONFIG_FILE, written)
+        whole = config.model_copy(update={"files": file_entries(staged)})
+        write_json(staged / CONFIG_FILE, whole.model_dump(mode="json"))
 
 
 def load_model(
@@ -78,6 +93,7 @@ def load_model(
     base: Any = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    merge_adapter: bool | None = None,
 ) -> LoadedModel:
     """Read a model folder, strictly.
 
@@ -86,36 +102,18 @@ def load_model(
         base: pipeline folder, hub id or loaded pipeline; None takes the one the config names.
         device: where to put the model.
         dtype: of the base weights.
+        merge_adapter: True adds the adapter to the base weights, False keeps it apart; None adds it unless `base` is a
+            loaded pipeline, whose weights are shared.
 
     Raises:
         CheckpointError: the folder is not whole.
         BaseMismatchError: the base is not the one that the model was trained on.
     """
-    folder = Path(folder)
-    config = read_config(folder)
-    check_sizes(folder, config)
-    revision = config.base.revision if base is None else None  # a commit of the named base is none of another
-    if base is None:
-        base = _locate_base(folder, config.base.name)
-    backbone = load_backbone(
-        config.backbone,
-        base,
-        device=device,
-        dtype=dtype,
-        revision=revision,
-        random_seed=config.base.random_seed,
-    )
-    check_base(config.base, backbone)
-    network = build_network(backbone, config.head)
-    load_strict(dict(network.head.state_dict(keep_vars=True)), read_tensors(folder / HEAD_FILE), "head")
-    if config.backbone.adapter is not None:
-        stored = read_tensors(folder / ADAPTER_FILE)
-        backbone.load_adapter_state({name.removeprefix(PEFT_PREFIX): value for name, value in stored.items()})
-    return LoadedModel(network.to(device).eval().requires_grad_(False), config)
+    return load_stored(read_model(folder), base, device, dtype, merge_adapter)
 
 
-def verify_model(folder: Path | str) -> None:
-    """Check a model folder whole, without its base: schema, sizes, hashes, finite weights.
+def read_model(folder: Path | str) -> StoredModel:
+    """Read a model folder and check all that can be checked without its base.
 
     Raises:
         CheckpointError: the first fault.
@@ -123,14 +121,38 @@ def verify_model(folder: Path | str) -> None:
     folder = Path(folder)
     config = read_config(folder)
     check_sizes(folder, config)
-    for name, entry in config.files.items():
-        found = sha256_file(folder / name)
-        if found != entry.sha256:
-            raise CheckpointError(
-                f"{folder / name} was changed: its sha256 is {found}, config.json says {entry.sha256}"
-            )
-        if name.endswith(".safetensors"):
-            _refuse_non_finite(str(folder / name), read_tensors(folder / name))
+    head = read_tensors(folder / HEAD_FILE)
+    adapter = network = None
+    if config.backbone.adapter is not None:
+        stored = read_tensors(folder / ADAPTER_FILE)
+        adapter = {name.removeprefix(PEFT_PREFIX): value for name, value in stored.items()}
+        check_pairs(folder / ADAPTER_FILE, adapter, config.backbone.adapter.rank)
+    if config.backbone.weights == "own":
+        network = map_tensors(folder / NETWORK_FILE)
+    for name, values in ((HEAD_FILE, head), (ADAPTER_FILE, adapter), (NETWORK_FILE, network)):
+        check_finite(str(folder / name), values or {})
+    return StoredModel(folder, config, head, check_head(config, head), adapter, network=network)
+
+
+def verify_model(folder: Path | str) -> None:
+    """Check a model folder whole, without its base: schema, sizes, hashes, names, shapes, finite weights.
+
+    Raises:
+        CheckpointError: the first fault.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    check_sizes(folder, config)
+    check_hashes(folder, config.files)
+    read_model(folder)
+    adapter = config.backbone.adapter
+    if adapter is not None:
+        written = read_adapter_config(folder / ADAPTER_CONFIG_FILE)
+        for key, value in (("r", adapter.rank), ("lora_alpha", adapter.alpha)):
+            if written[key] != value:
+                raise CheckpointError(
+                    f"{folder / ADAPTER_CONFIG_FILE} says {key} {written[key]}, {CONFIG_FILE} says {value}; save it again"
+                )
 
 
 def read_config(folder: Path) -> ModelConfig:
@@ -139,22 +161,31 @@ def read_config(folder: Path) -> ModelConfig:
     Raises:
         CheckpointError: missing, not JSON, of another schema, or with an unknown key.
     """
-    path = folder / "config.json"
+    path = folder / CONFIG_FILE
     if not path.is_file():
         raise CheckpointError(f"{folder} is no model folder: it has no config.json")
     try:
-        raw = json.loads(path.read_text())
+        raw = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} is not JSON: {error}") from error
+    return parse_model_config(raw, str(path))
+
+
+def parse_model_config(raw: Any, source: str) -> ModelConfig:
+    """A `ModelConfig` from plain values.
+
+    Raises:
+        CheckpointError: of another schema, or with an unknown key or a wrong value.
+    """
     version = raw.get("schema_version") if isinstance(raw, dict) else None
     if version != SCHEMA_VERSION:
-        raise CheckpointError(f"{path} has schema_version {version!r}, this version reads {SCHEMA_VERSION}")
+        raise CheckpointError(f"{source} has schema_version {version!r}, this version reads {SCHEMA_VERSION}")
     try:
         return ModelConfig.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise CheckpointError(f"{path}: {place}: {first['msg']}, got {first['input']!r:.80}") from error
+        raise CheckpointError(f"{source}: {place}: {first['msg']}, got {first['input']!r:.80}") from error
 
 
 def check_sizes(folder: Path, config: ModelConfig) -> None:
@@ -163,13 +194,23 @@ def check_sizes(folder: Path, config: ModelConfig) -> None:
     Raises:
         CheckpointError: the first that is unnamed, missing or cut.
     """
-    needed = {HEAD_FILE} if config.backbone.adapter is None else {HEAD_FILE, ADAPTER_FILE, ADAPTER_CONFIG_FILE}
+    adapter = set() if config.backbone.adapter is None else {ADAPTER_FILE, ADAPTER_CONFIG_FILE}
+    needed = {HEAD_FILE} | adapter | ({NETWORK_FILE} if config.backbone.weights == "own" else set())
     if config.files.keys() != needed:
         odd = sorted(config.files.keys() ^ needed)[0]
         raise CheckpointError(
-            f"{folder / 'config.json'} must name the files {sorted(needed)}; {odd!r} is on one side only"
+            f"{folder / CONFIG_FILE} must name the files {sorted(needed)}; {odd!r} is on one side only"
         )
-    for name, entry in config.files.items():
+    check_entries(folder, config.files)
+
+
+def check_entries(folder: Path, files: Mapping[str, FileEntry]) -> None:
+    """Each file is there and has its size.
+
+    Raises:
+        CheckpointError: the first that is missing or cut.
+    """
+    for name, entry in files.items():
         path = folder / name
         if not path.is_file():
             raise CheckpointError(f"{folder} is incomplete: {name} is missing")
@@ -179,68 +220,30 @@ def check_sizes(folder: Path, config: ModelConfig) -> None:
             )
 
 
-def check_base(reference: BaseReference, backbone: Backbone) -> None:
-    """The base in hand is the base the model was trained on: same class, sizes and probe weights.
-
-    The probe tolerates half precision: a base may be stored or loaded as float16 or bfloat16.
+def check_hashes(folder: Path, files: Mapping[str, FileEntry]) -> None:
+    """Each file is, byte for byte, what was written.
 
     Raises:
-        BaseMismatchError: the first difference.
+        CheckpointError: the first that is not.
     """
-    if reference.signature is None:
-        return
-    found = backbone.signature()
-    for key, expected in reference.signature.items():
-        actual = found.get(key)
-        if key == "probe":
-            same = torch.allclose(torch.tensor(actual), torch.tensor(expected), rtol=1e-2, atol=1e-4)
-        else:
-            same = actual == expected
-        if not same:
-            raise BaseMismatchError(
-                f"this model was trained on base {reference.name!r} with {key} {expected}, but the base given has {actual}; "
-                "pass the right base="
+    for name, entry in files.items():
+        found = sha256_file(folder / name)
+        if found != entry.sha256:
+            raise CheckpointError(
+                f"{folder / name} was changed: its sha256 is {found}, config.json says {entry.sha256}"
             )
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file.
-
-    Raises:
-        CheckpointError: missing, truncated or of another format.
-    """
-    if not path.is_file():
-        raise CheckpointError(f"{path.parent} is incomplete: {path.name} is missing")
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as safetensors ({error}); copy it again") from error
+def file_entries(folder: Path) -> dict[str, FileEntry]:
+    """Size and hash of every file below a folder."""
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return {n: FileEntry(sha256=sha256_file(folder / n), bytes=(folder / n).stat().st_size) for n in names}
 
 
-def _refuse_non_finite(name: str, tensors: dict[str, Tensor]) -> None:
-    for key, value in tensors.items():
-        if not torch.isfinite(value).all():
-            raise CheckpointError(f"{name}: tensor {key!r} has values that are not finite")
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """JSON for people too."""
+    path.write_text(json.dumps(values, indent=2), encoding="utf-8")
 
 
-def _peft_config(adapter: AdapterConfig, backbone: Backbone, base: str) -> dict[str, Any]:
-    return {
-        "peft_type": "LORA",
-        "task_type": None,
-        "base_model_name_or_path": base,
-        "r": adapter.rank,
-        "lora_alpha": adapter.alpha,
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "init_lora_weights": "gaussian",
-        "target_modules": list(adapter.target_modules or backbone.default_adapter_targets),
-        "layers_pattern": "transformer_blocks",
-        "layers_to_transform": list(range(backbone.config.depth)),
-        "inference_mode": True,
-    }
-
-
-def _locate_base(folder: Path, name: str) -> str:
-    """A folder relative to the model's wins over one relative to here, so that both can move together."""
-    beside = folder / name
-    return str(beside) if not Path(name).is_absolute() and beside.is_dir() else name
+def _float32(value: Tensor) -> Tensor:
+    return value.detach().float() if value.is_floating_point() else value.detach()

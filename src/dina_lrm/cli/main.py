@@ -13,6 +13,7 @@ from typer.exceptions import TyperException
 
 import dina_lrm
 from dina_lrm.cli.compare import compare
+from dina_lrm.cli.convert import convert
 from dina_lrm.cli.demo import demo
 from dina_lrm.cli.info import info
 from dina_lrm.cli.score import score
@@ -31,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (demo, train, score, compare, info, verify):
+for verb in (demo, train, score, compare, convert, info, verify):
     app.command()(verb)
 
 

@@ -29,6 +29,7 @@ def _third_party(value: Any, ours: ValidatorFunctionWrapHandler) -> Any:
         for point in entry_points(group="dina_lrm.heads", name=str(kind)):
             config: type[HeadConfigBase] = point.load()
             return config.model_validate(value)
+        raise ValueError(f"kind must be one of {', '.join(available_heads())}, got {kind!r}")
     if isinstance(value, HeadConfigBase) and type(value) not in _OWN.values():
         return value
     return ours(value)

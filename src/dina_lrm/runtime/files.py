@@ -63,6 +63,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     staged.mkdir(parents=True)
     try:
         yield staged
+        _let_others_read(staged)
         # A full folder cannot be renamed over: the old one steps aside first.
         _remove(replaced)
         if path.exists():
@@ -80,6 +81,17 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             _remove(doomed)
     finally:
         _remove(staged)
+
+
+def _let_others_read(folder: Path) -> None:
+    """Some libraries write files that only their owner may read; these get the mode that any new file has."""
+    fresh = folder / ".mode"
+    fresh.touch()
+    mode = fresh.stat().st_mode
+    fresh.unlink()
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
 
 
 def restore_folder(path: str | Path) -> None:

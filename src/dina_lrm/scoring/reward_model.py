@@ -52,6 +52,7 @@ class RewardModel:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         revision: str | None = None,
+        merge_adapter: bool | None = None,
     ) -> RewardModel:
         """Load a model folder, ours or of the authors' published layout.
 
@@ -61,12 +62,14 @@ class RewardModel:
             device: where to put it.
             dtype: of the backbone's base weights; head and adapter stay float32.
             revision: of the model's hub repository.
+            merge_adapter: True adds the adapter to the base weights, in float32, so that a score costs what the bare base
+                costs; False keeps it apart; None adds it unless `base` is a loaded pipeline, whose weights are shared.
 
         Raises:
             CheckpointError: the folder is not whole, or not a model.
             BaseMismatchError: the base is not the one that the model was trained on.
         """
-        return cls(load_any(path, base=base, device=device, dtype=dtype, revision=revision))
+        return cls(load_any(path, base, device, dtype, revision, merge_adapter))
 
     def save_pretrained(self, folder: Path | str) -> None:
         """Write our model folder; it appears whole or not at all."""
