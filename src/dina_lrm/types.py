@@ -187,7 +187,8 @@ class FeatureShape:
 
     Attributes:
         image_widths: of the tokens of each image tap.
-        image_scales: latent pixels along the side of one token, a tap; taps of one scale have equally many tokens.
+        image_scales: how many times coarser each tap's grid is than the network's finest; taps of one scale have equally
+            many tokens.
         text_widths: of the tokens of each text tap.
         temb_width: of the time embedding.
     """

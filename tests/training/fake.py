@@ -46,6 +46,10 @@ class FakeBackbone(Backbone):
         if config.adapter is not None:
             self.add_adapter(config.adapter)
 
+    @classmethod
+    def load(cls, config: BackboneConfig, base: Any, *args: Any, **kwargs: Any) -> FakeBackbone:
+        return cls(config, base)
+
     def features(self, state: NoisedState, conditioning: Conditioning) -> Features:
         image, text = self.network(state.noised_latents, conditioning.prompt_embeds)
         temb = conditioning.pooled_prompt_embeds + state.sigma.unsqueeze(1)

@@ -113,6 +113,26 @@ class Backbone(nn.Module, ABC):
 
     _merged_adapter: dict[str, Tensor] | None = None
 
+    @classmethod
+    @abstractmethod
+    def load(
+        cls,
+        config: BackboneConfig,
+        base: Any,
+        dtype: torch.dtype = torch.float32,
+        revision: str | None = None,
+        random_seed: int | None = None,
+    ) -> Self:
+        """What `load_backbone` calls.
+
+        Args:
+            config: what to keep and to read.
+            base: folder, hub id, or whatever of the pretrained network is loaded already.
+            dtype: of the base weights.
+            revision: of the hub repository.
+            random_seed: random weights drawn with it instead of the pretrained ones: the control of an experiment.
+        """
+
     @abstractmethod
     def features(self, state: NoisedState, conditioning: Conditioning) -> Features:
         """Tokens after each tapped block; differentiable in `state.noised_latents`."""

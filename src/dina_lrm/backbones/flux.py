@@ -13,7 +13,7 @@ from diffusers import FluxPipeline, FluxTransformer2DModel
 from torch import nn
 
 from dina_lrm.backbones.base import BackboneConfig
-from dina_lrm.backbones.network import TRAIN_TIMESTEPS, NetworkFacts, NoNorm, NoProjection
+from dina_lrm.backbones.network import JOINT_ATTENTION, TRAIN_TIMESTEPS, NetworkFacts, NoNorm, NoProjection
 from dina_lrm.backbones.pipeline import PipelineBackbone
 from dina_lrm.backbones.tape import Reading, output_as, streams_as
 from dina_lrm.types import Conditioning, NoisedState
@@ -31,16 +31,7 @@ class FluxBackbone(PipelineBackbone):
     pipeline_class = FluxPipeline
     network_class = FluxTransformer2DModel
     long_tokenizer = "tokenizer_2"
-    default_adapter_targets = (
-        "to_q",
-        "to_k",
-        "to_v",
-        "to_out.0",
-        "add_q_proj",
-        "add_k_proj",
-        "add_v_proj",
-        "to_add_out",
-    )
+    default_adapter_targets = JOINT_ATTENTION
     default_image_taps = (8, 12, 16, 19)
     default_text_taps = (8, 12, 16, 19)
 

@@ -5,7 +5,7 @@ The network is laid out without storage, cut, and only then filled: what was cut
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from dina_lrm.runtime.hub import fetch, read_json
 
 WEIGHTS = "diffusion_pytorch_model"
 VARIANTS = ("", ".fp16", ".bf16")
+PAGES = 1 << 25  # bytes of a file that may stay mapped while it is read
 
 
 class _EmptyOnMeta(TorchFunctionMode):
@@ -73,17 +74,16 @@ def load_network(
     network = _lay_out(network_class, config)
     cut(network)
     wanted: dict[str, Tensor] = network.state_dict()
-    places = _locate(base, part, revision, set(wanted))
+    places = {name: path for name, path in _locate(base, part, revision, set(wanted)).items() if name in wanted}
     missing = sorted(wanted.keys() - places.keys())
     if missing:
         raise InputError(
             f"{part} of base {base!r} lacks {len(missing)} weights, the first is {missing[0]!r}; is it complete?"
         )
-    for name, there in wanted.items():
-        value = _read(places[name], name)
-        if value.shape != there.shape:
+    for name, value in _read(places):
+        if value.shape != wanted[name].shape:
             raise InputError(
-                f"{places[name]}: weight {name!r} must be {list(there.shape)} by the config, got {list(value.shape)}"
+                f"{places[name]}: weight {name!r} must be {list(wanted[name].shape)} by the config, got {list(value.shape)}"
             )
         _put(network, name, value.to(_dtype_of(network, name, dtype)))
     return network.requires_grad_(False).eval()
@@ -162,11 +162,17 @@ def _names(path: Path) -> list[str]:
         raise InputError(f"{path} cannot be read as safetensors ({error}); copy or download it again") from error
 
 
-def _read(path: Path, name: str) -> Tensor:
-    """One tensor, copied out of the mapped file: opened anew each time, so that pages read do not pile up."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            value: Tensor = file.get_tensor(name).clone()
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} cannot be read as safetensors ({error}); copy or download it again") from error
-    return value
+def _read(places: Mapping[str, Path]) -> Iterator[tuple[str, Tensor]]:
+    """Each tensor, copied out of its mapped file, which is closed now and then: pages that were read do not pile up."""
+    for path in sorted(set(places.values())):
+        left = [name for name, place in places.items() if place == path]
+        try:
+            while left:
+                with safe_open(path, framework="pt") as file:
+                    held = 0
+                    while left and held < PAGES:
+                        value: Tensor = file.get_tensor(left[0]).clone()
+                        held += value.nbytes
+                        yield left.pop(0), value
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{path} cannot be read as safetensors ({error}); copy or download it again") from error

@@ -8,6 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 TRAIN_TIMESTEPS = 1000
+# Projections of a block whose image and text streams attend to each other, as diffusers names them.
+JOINT_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 
 
 @dataclass(frozen=True)

@@ -7,19 +7,18 @@ pipeline encodes prompts; loading, sharing, VAE, checks and signature stand here
 from __future__ import annotations
 
 import copy
+import inspect
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import torch
 from diffusers import AutoModel, DiffusionPipeline
-from diffusers.utils import logging
 from torch import Tensor, nn
 
 from dina_lrm.backbones.base import Backbone, BackboneConfig
+from dina_lrm.backbones.encoders import Encoders, quiet, reasons, shortened
 from dina_lrm.backbones.loading import cast, load_network, read_network_config
 from dina_lrm.backbones.network import NetworkFacts
 from dina_lrm.backbones.sharing import give_own_storage, shared, unwrapped
@@ -34,14 +33,6 @@ from dina_lrm.types import Conditioning, Features, NoisedState, check_sigma
 def name_of(pipeline: Any) -> str:
     """Where a loaded pipeline came from; one that was put together in Python came from nowhere."""
     return getattr(pipeline.config, "_name_or_path", None) or f"a loaded {type(pipeline).__name__}"
-
-
-@dataclass
-class _Encoders:
-    """What turns prompts and pictures into tensors, loaded when first asked for."""
-
-    pipeline: Any = None
-    vae: Any = None
 
 
 class PipelineBackbone(Backbone):
@@ -74,7 +65,7 @@ class PipelineBackbone(Backbone):
         self.facts = self.read_facts(network.config)
         self._footprints: dict[tuple[Any, ...], int] = {}
         # Not submodules: what is done to this module (moving, train mode) is not done to encoders, least of all a caller's.
-        self._encoders = _Encoders(vae=None if isinstance(base, str) else base.vae)
+        self._encoders = Encoders(vae=None if isinstance(base, str) else base.vae)
         self.network = network.requires_grad_(config.weights == "own")
         self.width, self.temb_width = self.facts.width, self.facts.temb_width
         self.latent_channels = self.facts.latent_channels
@@ -279,7 +270,7 @@ class PipelineBackbone(Backbone):
         pipeline = self._text_pipeline()
         for prompt in prompts:
             self._tell_of_cut(pipeline, prompt, length)
-        with torch.no_grad(), _quiet(self.pipeline_class.__module__):
+        with torch.no_grad(), quiet(self.pipeline_class.__module__):
             # A list of its own: some pipelines write into the one they are given.
             encoded = self.encode(pipeline, list(prompts), length)
         return encoded.to(self.device)
@@ -337,8 +328,8 @@ class PipelineBackbone(Backbone):
         if len(tokens) > room:
             cut = tokenizer.decode(tokens[max(room, 0) :])
             warnings.warn(
-                f"prompt {_shortened(prompt)!r} has {len(tokens)} tokens and {room} are read: cut off was "
-                f"{_shortened(cut)!r}; shorten it, or use a larger max_sequence_length (now {length}) where the model "
+                f"prompt {shortened(prompt)!r} has {len(tokens)} tokens and {room} are read: cut off was "
+                f"{shortened(cut)!r}; shorten it, or use a larger max_sequence_length (now {length}) where the model "
                 "was trained with it",
                 PromptCutWarning,
                 stacklevel=3,
@@ -406,7 +397,7 @@ class PipelineBackbone(Backbone):
 
     def drop_encoders(self) -> None:
         if isinstance(self._source, str):
-            self._encoders = _Encoders()
+            self._encoders = Encoders()
 
     def signature(self) -> dict[str, Any]:
         facts = self.facts
@@ -443,7 +434,7 @@ class PipelineBackbone(Backbone):
         if self._encoders.pipeline is None:
             if isinstance(self._source, str):
                 parts = {self.part: self.network, "vae": None, **self.unused_parts}
-                with _reasons(f"text encoders of base {self.base!r}"):
+                with reasons(f"text encoders of base {self.base!r}"):
                     pipeline = self.pipeline_class.from_pretrained(
                         self._source, **parts, dtype=self.dtype, revision=self.revision
                     )
@@ -452,7 +443,10 @@ class PipelineBackbone(Backbone):
                         component.to(self.device)
             else:
                 # A wrapper of our own around the caller's encoders: nothing of the caller's is written to.
-                pipeline = self.pipeline_class(**{**self._source.components, self.part: self.network})
+                # A sibling class (image-to-image, say) may have parts that this one does not take.
+                taken = inspect.signature(self.pipeline_class.__init__).parameters
+                parts = {name: part for name, part in self._source.components.items() if name in taken}
+                pipeline = self.pipeline_class(**{**parts, self.part: self.network})
             self.prepare(pipeline)
             self._encoders.pipeline = pipeline
         return self._encoders.pipeline
@@ -462,34 +456,9 @@ class PipelineBackbone(Backbone):
 
     def _autoencoder(self) -> Any:
         if self._encoders.vae is None:
-            with _reasons(f"VAE of base {self.base!r}"):
+            with reasons(f"VAE of base {self.base!r}"):
                 vae = AutoModel.from_pretrained(
                     self._source, subfolder="vae", dtype=torch.float32, revision=self.revision
                 )
             self._encoders.vae = vae.to(self.device).requires_grad_(False).eval()
         return self._encoders.vae
-
-
-@contextmanager
-def _reasons(what: str) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{what} could not be loaded ({reason}); is it complete?") from error
-
-
-@contextmanager
-def _quiet(module: str) -> Iterator[None]:
-    """The library's own word on cut prompts is kept back: ours names the text."""
-    logger = logging.get_logger(module)
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
-
-
-def _shortened(text: str, limit: int = 80) -> str:
-    return text if len(text) <= limit else f"{text[: limit - 3]}..."

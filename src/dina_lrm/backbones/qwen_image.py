@@ -11,7 +11,7 @@ from diffusers import QwenImagePipeline, QwenImageTransformer2DModel
 from torch import Tensor, nn
 
 from dina_lrm.backbones.base import BackboneConfig
-from dina_lrm.backbones.network import TRAIN_TIMESTEPS, NetworkFacts, NoNorm, NoProjection
+from dina_lrm.backbones.network import JOINT_ATTENTION, TRAIN_TIMESTEPS, NetworkFacts, NoNorm, NoProjection
 from dina_lrm.backbones.pipeline import PipelineBackbone
 from dina_lrm.backbones.tape import Reading, output_as, streams_as
 from dina_lrm.types import Conditioning, NoisedState
@@ -27,16 +27,7 @@ class QwenImageBackbone(PipelineBackbone):
 
     pipeline_class = QwenImagePipeline
     network_class = QwenImageTransformer2DModel
-    default_adapter_targets = (
-        "to_q",
-        "to_k",
-        "to_v",
-        "to_out.0",
-        "add_q_proj",
-        "add_k_proj",
-        "add_v_proj",
-        "to_add_out",
-    )
+    default_adapter_targets = JOINT_ATTENTION
     default_image_taps = (10, 15, 20)
     default_text_taps = (10, 15, 20)
 

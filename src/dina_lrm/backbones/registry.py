@@ -62,8 +62,9 @@ def backbone_class(kind: str) -> Any:
     Raises:
         ConfigError: no such backbone.
     """
-    known = available_backbones()
-    if kind not in known:
-        raise ConfigError(f"backbone kind {kind!r} is unknown; known are {', '.join(known)}")
-    module, _, name = known[kind].partition(":")
-    return getattr(import_module(module), name)
+    if kind in _OWN:
+        module, _, name = _OWN[kind].partition(":")
+        return getattr(import_module(module), name)
+    for point in entry_points(group="dina_lrm.backbones", name=kind):
+        return point.load()
+    raise ConfigError(f"backbone kind {kind!r} is unknown; known are {', '.join(available_backbones())}")

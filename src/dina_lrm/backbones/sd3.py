@@ -11,7 +11,7 @@ from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from torch import nn
 
 from dina_lrm.backbones.base import BackboneConfig
-from dina_lrm.backbones.network import TRAIN_TIMESTEPS, NetworkFacts, NoNorm, NoProjection
+from dina_lrm.backbones.network import JOINT_ATTENTION, TRAIN_TIMESTEPS, NetworkFacts, NoNorm, NoProjection
 from dina_lrm.backbones.pipeline import PipelineBackbone
 from dina_lrm.backbones.tape import Reading, output_as, streams_as
 from dina_lrm.errors import ConfigError
@@ -27,16 +27,7 @@ class Sd3Backbone(PipelineBackbone):
     pipeline_class = StableDiffusion3Pipeline
     network_class = SD3Transformer2DModel
     long_tokenizer = "tokenizer_3"
-    default_adapter_targets = (
-        "to_q",
-        "to_k",
-        "to_v",
-        "to_out.0",
-        "add_q_proj",
-        "add_k_proj",
-        "add_v_proj",
-        "to_add_out",
-    )
+    default_adapter_targets = JOINT_ATTENTION
     default_image_taps = (4, 8, 12)
     default_text_taps = (4, 8, 12)
 

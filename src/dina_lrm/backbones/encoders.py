@@ -1,0 +1,47 @@
+"""A pipeline's text encoders and VAE: what holds them, and what is said when they cannot be had."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from diffusers.utils import logging
+
+from dina_lrm.errors import InputError
+
+
+@dataclass
+class Encoders:
+    """What turns prompts and pictures into tensors, loaded when first asked for."""
+
+    pipeline: Any = None
+    vae: Any = None
+
+
+@contextmanager
+def reasons(what: str) -> Iterator[None]:
+    """What a library raises inside becomes an `InputError` with the reason."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{what} could not be loaded ({reason}); is it complete?") from error
+
+
+@contextmanager
+def quiet(module: str) -> Iterator[None]:
+    """The library's own word on cut prompts is kept back: ours names the text."""
+    logger = logging.get_logger(module)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def shortened(text: str, limit: int = 80) -> str:
+    """Of a long text, the beginning."""
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
