@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dina_lrm.checkpoint import describe, load_any, stored
+from dina_lrm.checkpoint import BaseReference, describe, load_any, stored
+from dina_lrm.checkpoint.stored import named_base
 from dina_lrm.errors import BaseMismatchError, CheckpointError, ConfigError, InputError
 from tests.checkpoint.variants import (
     BASE,
@@ -235,3 +236,12 @@ def test_a_changed_index_is_told(tmp_path):
     edit_json(tmp_path / "base" / "model_index.json", _class_name="PixArtAlphaPipeline", transformer=["diffusers", "X"])
     with pytest.raises(BaseMismatchError, match="PixArtAlphaPipeline, which no backbone reads"):
         load_any(PUBLISHED, base=str(tmp_path / "base"))
+
+
+def test_a_hub_id_may_bring_its_revision(tmp_path):
+    reference = BaseReference(name="theirs", revision="old")
+    assert named_base(tmp_path, reference, "owner/name@v2") == ("owner/name", "v2")
+    assert named_base(tmp_path, reference, "owner/name") == ("owner/name", None)
+    (tmp_path / "a@b").mkdir()
+    assert named_base(tmp_path, reference, tmp_path / "a@b") == (str(tmp_path / "a@b"), None)
+    assert named_base(tmp_path, reference, None) == ("theirs", "old")

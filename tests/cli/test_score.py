@@ -78,9 +78,22 @@ def test_lines_of_json_in_the_order_given(dina, pictures: list[Path], stand_in: 
 
 
 def test_options_reach_the_model(dina, pictures: list[Path], stand_in: StandIn) -> None:
-    asked = ("--sigma", 0.1, "--draws", 3, "--fusion", "tokens", "--base", "b", "--dtype", "bfloat16")
+    asked = (
+        "--sigma",
+        0.1,
+        "--draws",
+        3,
+        "--fusion",
+        "tokens",
+        "--base",
+        "b",
+        "--dtype",
+        "bfloat16",
+        "--revision",
+        "r",
+    )
     assert dina("score", "--model", "m", "--prompt", "p", pictures[0], *asked).status == 0
-    assert stand_in.calls[0] == {"path": "m", "base": "b", "device": "cpu", "dtype": torch.bfloat16}
+    assert stand_in.calls[0] == {"path": "m", "base": "b", "device": "cpu", "dtype": torch.bfloat16, "revision": "r"}
     call = stand_in.calls[1]
     assert (call["sigmas"], call["draws"], call["fusion"]) == ((0.1,), 3, "tokens")
 

@@ -14,7 +14,7 @@ from dina_lrm.backbones.base import load_strict
 from dina_lrm.checkpoint.adapters import Rule
 from dina_lrm.checkpoint.fit import check_head_fits, fitting_adapter, fitting_network, sketch
 from dina_lrm.checkpoint.format import BaseReference, ModelConfig
-from dina_lrm.errors import BaseMismatchError
+from dina_lrm.errors import BaseMismatchError, ConfigError, InputError
 from dina_lrm.model import RewardNetwork, build_network
 from dina_lrm.types import FeatureShape
 
@@ -78,7 +78,16 @@ def load_stored(
     config = stored.config
     place, revision = named_base(stored.folder, config.base, base, revision)
     adapter, network = stored.adapter, stored.network
-    drawn = sketch(config.backbone, place, revision)
+    try:
+        drawn = sketch(config.backbone, place, revision)
+    except (BaseMismatchError, ConfigError):
+        raise
+    except InputError as error:
+        if base is not None:
+            raise
+        raise InputError(
+            f"the base that the model names could not be read: {error}; or give another place as base"
+        ) from error
     if drawn is not None:
         check_head_fits(stored.head_reads, drawn)
         if adapter is not None:
@@ -106,10 +115,13 @@ def named_base(
     """The base to load and its revision.
 
     A folder relative to the model's wins over one relative to here, so that both can move together. A commit of the base
-    that the model names is none of another.
+    that the model names is none of another; a hub id may bring its own, `owner/name@revision`.
     """
     if base is not None:
-        return (str(base) if isinstance(base, Path) else base), revision
+        if not isinstance(base, str | Path) or Path(base).exists():
+            return (str(base) if isinstance(base, Path) else base), revision
+        name, _, own = str(base).partition("@")
+        return name, own or revision
     beside = folder / reference.name
     movable = not Path(reference.name).is_absolute() and beside.is_dir()
     return str(beside) if movable else reference.name, revision or reference.revision

@@ -17,6 +17,7 @@ from dina_lrm.cli.options import (
     JsonOption,
     ModelOption,
     PromptOption,
+    RevisionOption,
     SeedOption,
     SigmaOption,
     load_model,
@@ -32,6 +33,7 @@ def compare(
     model: ModelOption,
     prompt: PromptOption,
     base: BaseOption = None,
+    revision: RevisionOption = None,
     sigma: SigmaOption = None,
     ensemble: EnsembleOption = None,
     draws: Annotated[int, typer.Option("--draws", metavar="N", help="Noise tensors a level.")] = 4,
@@ -46,7 +48,7 @@ def compare(
     from dina_lrm.scoring import open_image
 
     pictures = open_image(a), open_image(b)
-    scorer = load_model(model, base, device, dtype)
+    scorer = load_model(model, base, device, dtype, revision)
     with whole_prompt(cut_prompt):
         found = scorer.compare(prompt=prompt, a=pictures[0], b=pictures[1], sigmas=levels, draws=draws, seed=seed)
     if as_json:

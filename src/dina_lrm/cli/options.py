@@ -37,7 +37,14 @@ class FusionRule(StrEnum):
 ModelOption = Annotated[str, typer.Option("--model", metavar="M", help="Model folder or hub id.")]
 BaseOption = Annotated[
     str | None,
-    typer.Option("--base", metavar="B", help="Base pipeline folder or hub id. [default: the one that the model names]"),
+    typer.Option(
+        "--base",
+        metavar="B",
+        help="Base pipeline: folder, owner/name or owner/name@revision. [default: the one that the model names]",
+    ),
+]
+RevisionOption = Annotated[
+    str | None, typer.Option("--revision", metavar="R", help="Branch, tag or commit of the model's hub repository.")
 ]
 PromptOption = Annotated[str, typer.Option("--prompt", metavar="TEXT", help="The text that was asked for.")]
 SigmaOption = Annotated[
@@ -102,7 +109,7 @@ def whole_prompt(cut_prompt: bool) -> Iterator[None]:
             raise InputError(f"{error}; --cut-prompt scores by the part that is read") from error
 
 
-def load_model(model: str, base: str | None, device: str, dtype: Dtype) -> RewardModel:
+def load_model(model: str, base: str | None, device: str, dtype: Dtype, revision: str | None = None) -> RewardModel:
     """Load what `--model`, `--base`, `--device` and `--dtype` name.
 
     Args:
@@ -110,6 +117,7 @@ def load_model(model: str, base: str | None, device: str, dtype: Dtype) -> Rewar
         base: the same, of the base pipeline; None takes the one that the model names.
         device: in torch's words.
         dtype: of the base weights.
+        revision: of the model's hub repository.
 
     Returns:
         The model.
@@ -126,5 +134,9 @@ def load_model(model: str, base: str | None, device: str, dtype: Dtype) -> Rewar
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch built without CUDA asserts
         raise ValueRangeError(f'--device "{device}" is not to be had here; cpu always is') from error
     return dina_lrm.RewardModel.from_pretrained(
-        Path(model) if Path(model).exists() else model, base=base, device=device, dtype=getattr(torch, dtype.value)
+        Path(model) if Path(model).exists() else model,
+        base=base,
+        device=device,
+        dtype=getattr(torch, dtype.value),
+        revision=revision,
     )

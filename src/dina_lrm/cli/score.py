@@ -18,6 +18,7 @@ from dina_lrm.cli.options import (
     JsonOption,
     ModelOption,
     PromptOption,
+    RevisionOption,
     SeedOption,
     SigmaOption,
     load_model,
@@ -34,6 +35,7 @@ def score(
     model: ModelOption,
     prompt: PromptOption,
     base: BaseOption = None,
+    revision: RevisionOption = None,
     sigma: SigmaOption = None,
     ensemble: EnsembleOption = None,
     fusion: Annotated[
@@ -58,7 +60,7 @@ def score(
 
     for path in images:  # a bad picture is told before a model is loaded
         open_image(path)
-    scorer = load_model(model, base, device, dtype)
+    scorer = load_model(model, base, device, dtype, revision)
     with whole_prompt(cut_prompt):
         conditioning = scorer.encode_prompts([prompt])
     for start in range(0, len(images), BATCH_SIZE):

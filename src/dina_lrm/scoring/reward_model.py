@@ -58,7 +58,8 @@ class RewardModel:
 
         Args:
             path: folder or hub id.
-            base: diffusers pipeline folder, hub id or loaded pipeline; None takes the one that the model names.
+            base: diffusers pipeline folder, hub id (`owner/name`, or `owner/name@revision`) or loaded pipeline; None takes
+                the one that the model names.
             device: where to put it.
             dtype: of the backbone's base weights; head and adapter stay float32.
             revision: of the model's hub repository.
