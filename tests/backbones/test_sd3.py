@@ -239,3 +239,9 @@ def test_a_long_prompt_is_cut_aloud_where_the_encoder_that_reads_furthest_ends(b
 
 def test_a_prompt_that_fits_is_no_news(backbone):
     backbone.encode_prompts(["a cat"], 128)
+
+
+def test_a_path_is_a_folder_and_a_network_is_no_pipeline(backbone, whole):
+    assert load_backbone(CONFIG, PIPELINE).base == BASE
+    with pytest.raises(InputError, match="loaded diffusers pipeline, got SD3Transformer2DModel"):
+        load_backbone(CONFIG, whole)

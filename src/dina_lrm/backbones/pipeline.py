@@ -151,6 +151,10 @@ class PipelineBackbone(Backbone):
         if isinstance(base, str):
             name, sizes = base, cls.read_sizes(base, revision)
             network = None
+        elif not isinstance(base, DiffusionPipeline):
+            raise InputError(
+                f"base must be a folder, a hub id or a loaded diffusers pipeline, got {type(base).__name__}"
+            )
         else:
             cls.check_pipeline(dict(base.config))
             name = name_of(base)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -50,6 +51,8 @@ def load_backbone(
     Raises:
         ConfigError: no such backbone.
     """
+    if isinstance(base, Path):
+        base = str(base)
     backbone: Backbone = backbone_class(config.kind).load(
         config, base, dtype=dtype, revision=revision, random_seed=random_seed
     )
