@@ -168,7 +168,8 @@ def take_turns(ways: Ways, clock: Clock, turns: int, matmul_side: int) -> Times:
 
 def main(quick: bool = True) -> list[Row]:
     """Quick: 1 or 2 blocks and small pictures, less steady. Else 12 blocks at 512 squared,
-    of which the ensemble has 4 and the precision 2."""
+    of which the ensemble has 4 and the precision 2.
+    """
     base = BASES["SD3.5 Medium"]
     one, two, four, twelve = (first_blocks(base, taps) for taps in ((1,), (1, 2), (1, 2, 4), (4, 8, 12)))
     network = random_models.make_network(two if quick else twelve)
