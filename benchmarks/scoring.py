@@ -201,8 +201,7 @@ def share_rows(size: Size, network: Any, wall_compiled: bool = True) -> list[Row
     seen_on_cpu = _count_here(ways[PLAIN])
     ours = random_models.flops_of_reward(size.base, size.latents)
     rows: list[Row] = []
-    for clock in (one_thread(), all_threads()):
-        number = clock.threads == 1
+    for clock, number in ((one_thread(), True), (all_threads(), False)):
         timed = ways if number or wall_compiled else {name: way for name, way in ways.items() if name != COMPILED}
         times = take_turns(timed, clock, size.turns, size.matmul_side)
         for way in timed:

@@ -225,7 +225,7 @@ class PixelReward(nn.Module):
     def enable_gradient_checkpointing(self) -> None:
         """In all of its parts. There is no dropout, so training mode, which the language model asks for, changes no number."""
         self.vae.enable_gradient_checkpointing()
-        self.model.gradient_checkpointing_enable()
+        self.model.activation_checkpointing_enable()
         self.model.train()
 
     def forward(self, latents: Tensor) -> Tensor:
