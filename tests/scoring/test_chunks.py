@@ -37,7 +37,7 @@ def test_one_item_that_does_not_fit_is_an_end():
 
 def test_with_gradients_nothing_is_tried_again():
     with pytest.raises(torch.OutOfMemoryError):
-        in_chunks(4, 4, Memory(1), torch.cat)
+        in_chunks(4, 4, Memory(1), torch.cat, with_gradient=True)
 
 
 def test_another_error_is_no_matter_of_memory():
@@ -62,7 +62,7 @@ def test_a_score_survives_a_memory_that_ends(golden_model, golden_conditioning, 
         return features(state, conditioning)
 
     monkeypatch.setattr(golden_model.network, "features", small)
-    with torch.no_grad(), pytest.warns(RuntimeWarning, match="out of memory"):
+    with pytest.warns(RuntimeWarning, match="out of memory"):  # gradients are enabled, and nothing needs one
         pieces = golden_model.score(**ask, max_batch_size=8)
     assert max(sizes) > 2 and torch.allclose(whole.draws, pieces.draws, atol=1e-5)
 
@@ -83,3 +83,29 @@ def test_a_memory_budget_sets_the_size(golden_model, golden_conditioning, cases,
         golden_model.score(**ask, memory_budget=10)
     with pytest.raises(ValueRangeError, match="stand without memory_budget"):
         golden_model.score(**ask, memory_budget=one, max_batch_size=2)
+
+
+def test_pictures_are_encoded_in_chunks_too(golden_model, golden_conditioning, monkeypatch):
+    encode, sizes = golden_model.network.backbone.encode_images, []
+    monkeypatch.setattr(
+        golden_model.network.backbone, "encode_images", lambda pixels: sizes.append(len(pixels)) or encode(pixels)
+    )
+    pixels = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    golden_model.score(conditioning=golden_conditioning[:1], images=pixels, max_batch_size=2)
+    assert sizes == [2, 1]
+
+
+def test_what_is_not_finite_is_not_ranked(golden_model, golden_conditioning, cases, monkeypatch):
+    monkeypatch.setattr(
+        golden_model.network.head, "read", lambda contexts: torch.full((len(contexts.image),), torch.nan)
+    )
+    with pytest.raises(WorkError, match="not finite"):
+        golden_model.score(conditioning=golden_conditioning, latents=cases["0.latents"])
+
+
+def test_half_latents_are_noised_in_float32(golden_model, golden_conditioning, cases):
+    half = cases["0.latents"].to(torch.bfloat16)
+    ask = dict(conditioning=golden_conditioning, noise=cases["0.noise"])
+    assert torch.equal(
+        golden_model.score(**ask, latents=half).reward, golden_model.score(**ask, latents=half.float()).reward
+    )

@@ -12,7 +12,7 @@ import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
-from dina_lrm.backbones.sharing import give_own_storage
+from dina_lrm.backbones.sharing import adapters_off
 from dina_lrm.config import Config
 from dina_lrm.errors import CheckpointError, ConfigError
 from dina_lrm.noise import ForwardProcess
@@ -69,7 +69,11 @@ class BackboneConfig(Config):
         if kind not in available_backbones():
             return values  # who loads it says which there are
         backbone = backbone_class(kind)
-        own = {"image_taps": backbone.default_image_taps, "text_taps": backbone.default_text_taps}
+        own = {
+            "image_taps": backbone.default_image_taps,
+            "text_taps": backbone.default_text_taps,
+            "max_sequence_length": getattr(backbone, "default_max_sequence_length", 128),
+        }
         return {**own, **values}
 
     @field_validator("image_taps", "text_taps")
@@ -274,18 +278,10 @@ class Backbone(nn.Module, ABC):
         Raises:
             ConfigError: the adapter is merged.
         """
-        from peft.tuners.tuners_utils import BaseTunerLayer
-
         if self._merged_adapter is not None:
             raise ConfigError("the adapter is merged into the weights; load the model with merge_adapter=False")
-        layers: list[Any] = [module for module in self.network.modules() if isinstance(module, BaseTunerLayer)]
-        try:
-            for layer in layers:  # peft's own switch would also set requires_grad
-                layer._disable_adapters = True
+        with adapters_off([self.network]):
             yield
-        finally:
-            for layer in layers:
-                layer._disable_adapters = False
 
     def adapter_state(self) -> dict[str, Tensor]:
         """LoRA tensors by plain names, `transformer_blocks.0.attn.to_q.lora_A.weight`."""
@@ -318,8 +314,16 @@ class Backbone(nn.Module, ABC):
         Raises:
             CheckpointError: missing, extra or wrongly shaped tensors.
         """
-        give_own_storage(self.network)
-        load_strict(dict(self.network.state_dict(keep_vars=True)), tensors, "network")
+        own = self.network.state_dict(keep_vars=True)
+        fresh = {name: torch.empty_like(value) for name, value in own.items()}
+        load_strict(fresh, tensors, "network")
+        for name, value in fresh.items():
+            owner, _, leaf = name.rpartition(".")
+            module = self.network.get_submodule(owner)
+            if leaf in module._parameters:
+                module._parameters[leaf] = nn.Parameter(value, own[name].requires_grad)
+            else:
+                module._buffers[leaf] = value
 
 
 def load_strict(own: dict[str, Any], tensors: dict[str, Tensor], what: str) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from diffusers import SchedulerMixin
 from diffusers.utils import logging
 
 from dina_lrm.errors import InputError
@@ -45,3 +47,8 @@ def quiet(module: str) -> Iterator[None]:
 def shortened(text: str, limit: int = 80) -> str:
     """Of a long text, the beginning."""
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+def untouched(part: Any) -> Any:
+    """A component as a wrapper of ours may hold it: some pipelines write to their scheduler."""
+    return copy.deepcopy(part) if isinstance(part, SchedulerMixin) else part

@@ -45,6 +45,11 @@ def read_network_config(base: str, part: str, network_class: type, revision: str
     found = config.get("_class_name")
     if found not in (None, network_class.__name__):
         raise BaseMismatchError(f"{part} of base {base!r} is a {found}; this backbone reads a {network_class.__name__}")
+    if "quantization_config" in config:
+        raise InputError(
+            f"{part} of base {base!r} is stored quantised; its codes mean nothing without their library: give the base in "
+            "bfloat16, float16 or float32"
+        )
     return config
 
 
@@ -85,6 +90,11 @@ def load_network(
             raise InputError(
                 f"{places[name]}: weight {name!r} must be {list(wanted[name].shape)} by the config, got {list(value.shape)}"
             )
+        if not value.dtype.is_floating_point or value.itemsize < 2:
+            raise InputError(
+                f"{places[name]}: weight {name!r} is {value.dtype}, which is a quantised form; give the base in bfloat16, "
+                "float16 or float32"
+            )
         _put(network, name, value.to(_dtype_of(network, name, dtype)))
     return network.requires_grad_(False).eval()
 
@@ -109,7 +119,8 @@ def _has_unsaved_tables(network: nn.Module) -> bool:
 def cast(network: Any, dtype: torch.dtype) -> Any:
     """The network with its weights in another dtype, as loading in that dtype gives it; those that stay are not copied."""
     for name, value in network.state_dict().items():
-        _put(network, name, value.to(_dtype_of(network, name, dtype)))
+        if value.is_floating_point():
+            _put(network, name, value.to(_dtype_of(network, name, dtype)))
     return network
 
 
@@ -145,6 +156,15 @@ def _locate(base: str, part: str, revision: str | None, wanted: set[str]) -> dic
             "save the pipeline again with safe_serialization=True"
         )
     raise InputError(f"{part} of base {base!r} has no {WEIGHTS}.safetensors; is the download complete?")
+
+
+def variant_of(base: str, part: str, revision: str | None, stem: str = WEIGHTS) -> str | None:
+    """`fp16` or `bf16` where a part is stored in that form only; None where its plain form is there."""
+    for variant in VARIANTS:
+        index = f"{part}/{stem}.safetensors.index{variant}.json"
+        if fetch(base, f"{part}/{stem}{variant}.safetensors", revision) or fetch(base, index, revision):
+            return variant[1:] or None
+    return None
 
 
 def _shard(base: str, part: str, name: str, revision: str | None) -> Path:

@@ -18,10 +18,10 @@ from diffusers import AutoModel, DiffusionPipeline
 from torch import Tensor, nn
 
 from dina_lrm.backbones.base import Backbone, BackboneConfig
-from dina_lrm.backbones.encoders import Encoders, quiet, reasons, shortened
-from dina_lrm.backbones.loading import cast, load_network, read_network_config
+from dina_lrm.backbones.encoders import Encoders, quiet, reasons, shortened, untouched
+from dina_lrm.backbones.loading import cast, load_network, read_network_config, variant_of
 from dina_lrm.backbones.network import NetworkFacts
-from dina_lrm.backbones.sharing import give_own_storage, shared, unwrapped
+from dina_lrm.backbones.sharing import adapters_off, give_own_storage, shared, unwrapped
 from dina_lrm.backbones.tape import Reading, Tape, record
 from dina_lrm.errors import BaseMismatchError, ConfigError, InputError, PromptCutWarning, ShapeError, ValueRangeError
 from dina_lrm.noise import ForwardProcess, RectifiedFlow
@@ -188,8 +188,9 @@ class PipelineBackbone(Backbone):
             network = unwrapped(network)
         if not isinstance(network, cls.network_class):
             raise BaseMismatchError(
-                f"this backbone needs a {cls.pipeline_class.__name__}, got {type(pipeline).__name__}; "
-                "give the pipeline that the model was made for"
+                f"this backbone needs a {cls.pipeline_class.__name__} with a {cls.network_class.__name__}, got a "
+                f"{type(pipeline).__name__} whose {cls.part} is {type(network).__name__}; give the pipeline that the model "
+                "was made for"
             )
         return network
 
@@ -274,7 +275,8 @@ class PipelineBackbone(Backbone):
         pipeline = self._text_pipeline()
         for prompt in prompts:
             self._tell_of_cut(pipeline, prompt, length)
-        with torch.no_grad(), quiet(self.pipeline_class.__module__):
+        encoders = [part for name, part in pipeline.components.items() if name.startswith("text_encoder")]
+        with torch.no_grad(), quiet(self.pipeline_class.__module__), adapters_off(encoders):
             # A list of its own: some pipelines write into the one they are given.
             encoded = self.encode(pipeline, list(prompts), length)
         return encoded.to(self.device)
@@ -289,7 +291,10 @@ class PipelineBackbone(Backbone):
                 elif isinstance(value, Tensor) and not name.startswith("_"):
                     known[id(value)] = value.to("meta")
         twin = copy.copy(self)
-        twin._modules = {"network": copy.deepcopy(self.network, known)}
+        network = copy.deepcopy(self.network, known)
+        for module in network.modules():
+            module.__dict__.pop("forward", None)  # a compiled one is bound to the module that it was made of
+        twin._modules = {"network": network}
         return twin
 
     def example(
@@ -354,17 +359,18 @@ class PipelineBackbone(Backbone):
         with torch.no_grad():
             encoded = vae.encode(self.to_vae(pixels * 2 - 1).to(vae.device, vae.dtype))
         latents: Tensor = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
-        shift, scale = self._shift_and_scale(latents)
-        return self.from_vae((latents - shift) * scale)
+        shift, scale = self.shift_and_scale(latents.float())
+        # Float32, whatever the VAE's: noise is added to it.
+        return self.from_vae((latents.float() - shift) * scale).to(self.device)
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         vae = self._autoencoder()
         with torch.no_grad():
             standard = self.to_vae(latents)
-            shift, scale = self._shift_and_scale(standard)
+            shift, scale = self.shift_and_scale(standard)
             raw = (standard / scale + shift).to(vae.device, vae.dtype)
             pixels: Tensor = self.from_vae(vae.decode(raw, return_dict=False)[0])
-        return (pixels / 2 + 0.5).clamp(0, 1)
+        return (pixels / 2 + 0.5).clamp(0, 1).to(self.device)
 
     def to_vae(self, tensor: Tensor) -> Tensor:
         """Pixels or latents in the rank that the VAE takes."""
@@ -374,7 +380,7 @@ class PipelineBackbone(Backbone):
         """And back."""
         return tensor
 
-    def _shift_and_scale(self, like: Tensor) -> tuple[Tensor, Tensor]:
+    def shift_and_scale(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """`latents = (raw - shift) * scale`, one pair of numbers or one a channel."""
         config = self._autoencoder().config
         mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
@@ -440,7 +446,12 @@ class PipelineBackbone(Backbone):
                 parts = {self.part: self.network, "vae": None, **self.unused_parts}
                 with reasons(f"text encoders of base {self.base!r}"):
                     pipeline = self.pipeline_class.from_pretrained(
-                        self._source, **parts, dtype=self.dtype, revision=self.revision
+                        self._source,
+                        **parts,
+                        dtype=self.dtype,
+                        revision=self.revision,
+                        use_safetensors=True,
+                        variant=variant_of(self._source, "text_encoder", self.revision, "model"),
                     )
                 for name, component in pipeline.components.items():
                     if name.startswith("text_encoder") and component is not None:
@@ -449,7 +460,11 @@ class PipelineBackbone(Backbone):
                 # A wrapper of our own around the caller's encoders: nothing of the caller's is written to.
                 # A sibling class (image-to-image, say) may have parts that this one does not take.
                 taken = inspect.signature(self.pipeline_class.__init__).parameters
-                parts = {name: part for name, part in self._source.components.items() if name in taken}
+                parts = {name: untouched(part) for name, part in self._source.components.items() if name in taken}
+                if parts.get("text_encoder") is None:
+                    raise InputError(
+                        f"the pipeline given as base ({self.base}) has no text encoder; give conditioning instead of prompts"
+                    )
                 pipeline = self.pipeline_class(**{**parts, self.part: self.network})
             self.prepare(pipeline)
             self._encoders.pipeline = pipeline
@@ -459,10 +474,22 @@ class PipelineBackbone(Backbone):
         """Put right what a pipeline's own loading leaves unset."""
 
     def _autoencoder(self) -> Any:
-        if self._encoders.vae is None:
-            with reasons(f"VAE of base {self.base!r}"):
-                vae = AutoModel.from_pretrained(
-                    self._source, subfolder="vae", dtype=torch.float32, revision=self.revision
+        held = self._encoders
+        if held.vae is None:
+            if not isinstance(self._source, str):
+                raise InputError(
+                    f"the pipeline given as base ({self.base}) has no VAE; give latents instead of pictures"
                 )
-            self._encoders.vae = vae.to(self.device).requires_grad_(False).eval()
-        return self._encoders.vae
+            with reasons(f"VAE of base {self.base!r}"):
+                held.vae = AutoModel.from_pretrained(
+                    self._source,
+                    subfolder="vae",
+                    dtype=torch.float32,
+                    revision=self.revision,
+                    use_safetensors=True,
+                    variant=variant_of(self._source, "vae", self.revision),
+                )
+            held.vae = held.vae.to(self.device).requires_grad_(False).eval()
+        elif getattr(held.vae.config, "force_upcast", False) and held.vae.dtype == torch.float16:
+            held.vae = cast(shared(held.vae), torch.float32)  # it overflows in half; the caller's stays as it is
+        return held.vae

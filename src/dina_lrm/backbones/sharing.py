@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -64,6 +66,11 @@ def _same_storage(name: str, parameter: nn.Parameter | None, known: dict[int, An
         raise BaseMismatchError(
             f"weight {name!r} of the loaded pipeline is offloaded; give a pipeline that is whole on one device, or its folder"
         )
+    if not parameter.is_floating_point() or type(parameter) is not nn.Parameter or parameter.itemsize < 2:
+        raise BaseMismatchError(
+            f"weight {name!r} of the loaded pipeline is quantised ({type(parameter).__name__}, {parameter.dtype}) and cannot "
+            "be read in place; give the base in bfloat16, float16 or float32"
+        )
     if id(parameter) not in known:
         known[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
     twin: nn.Parameter = known[id(parameter)]
@@ -72,7 +79,11 @@ def _same_storage(name: str, parameter: nn.Parameter | None, known: dict[int, An
 
 def _without_adapters(module: nn.Module) -> nn.Module:
     from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
 
+    if isinstance(module, AuxiliaryTrainingWrapper):
+        original: nn.Module = module.original_module
+        return original
     if not isinstance(module, BaseTunerLayer):
         return module
     if module.merged:
@@ -82,6 +93,26 @@ def _without_adapters(module: nn.Module) -> nn.Module:
         )
     base: nn.Module = module.get_base_layer()
     return base
+
+
+@contextmanager
+def adapters_off(networks: Iterable[Any]) -> Iterator[None]:
+    """Inside, no layer of the networks adds an adapter; afterwards each is as it was.
+
+    peft's own switch would also set requires_grad.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    modules = [m for network in networks if isinstance(network, nn.Module) for m in network.modules()]
+    layers: list[Any] = [module for module in modules if isinstance(module, BaseTunerLayer)]
+    before = [layer._disable_adapters for layer in layers]
+    try:
+        for layer in layers:
+            layer._disable_adapters = True
+        yield
+    finally:
+        for layer, off in zip(layers, before, strict=True):
+            layer._disable_adapters = off
 
 
 def give_own_storage(network: nn.Module) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 Tape = dict[str, Tensor]
+_running: ContextVar[Tape | None] = ContextVar("running", default=None)
 
 
 @dataclass(frozen=True)
@@ -37,15 +39,24 @@ def streams_as(tap: int, image: int, text: int) -> Callable[[dict[str, Any], Any
 
 @contextmanager
 def record(readings: Sequence[Reading]) -> Iterator[Tape]:
-    """A tape that fills while the network runs inside; no hook stays behind, also after a failure."""
+    """A tape that fills while the network runs inside; no hook stays behind, also after a failure.
+
+    Threads may run one network at once: each writes on its own tape.
+    """
     tape: Tape = {}
 
     def hook(reading: Reading) -> Any:
-        return lambda module, args, kwargs, output: tape.update(reading.write(kwargs, output))
+        def write(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+            if _running.get() is tape:
+                tape.update(reading.write(kwargs, output))
+
+        return write
 
     handles = [reading.module.register_forward_hook(hook(reading), with_kwargs=True) for reading in readings]
+    token = _running.set(tape)
     try:
         yield tape
     finally:
+        _running.reset(token)
         for handle in handles:
             handle.remove()

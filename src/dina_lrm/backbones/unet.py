@@ -126,11 +126,18 @@ class UnetBackbone(PipelineBackbone):
 
     def timestep(self, sigma: Tensor) -> Tensor:
         """The trained timestep, a whole number, whose `sqrt(1 - alphas_cumprod)` is nearest to sigma."""
-        table = self._table().to(sigma.device)
-        above = torch.searchsorted(table, sigma.double()).clamp(1, len(table) - 1)
+        table = self._table().float().to(sigma.device)  # mps has no float64
+        above = torch.searchsorted(table, sigma.float().contiguous()).clamp(1, len(table) - 1)
         below = above - 1
         nearer = (sigma - table[below]).abs() < (table[above] - sigma).abs()
         return torch.where(nearer, below, above)
+
+    def shift_and_scale(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        shift, scale = super().shift_and_scale(like)
+        config = self._autoencoder().config
+        # SDXL's kind of VAE uses its factor on top of mean and deviation, where it has them.
+        twice = getattr(config, "latents_mean", None) is not None and getattr(config, "latents_std", None) is not None
+        return shift, scale * config.scaling_factor if twice else scale
 
     def schedule_sigmas(self) -> Tensor:
         return self._table().flip(0).float()

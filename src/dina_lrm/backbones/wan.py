@@ -36,6 +36,7 @@ class WanBackbone(PipelineBackbone):
     default_adapter_targets = ("to_q", "to_k", "to_v", "to_out.0")
     default_image_taps = (5, 10, 15)
     default_text_taps = (0,)
+    default_max_sequence_length = 512  # its padding is attended to, and it was trained with so much of it
 
     @classmethod
     def read_facts(cls, sizes: Any) -> NetworkFacts:

@@ -13,16 +13,19 @@ from dina_lrm.errors import WorkError
 T = TypeVar("T")
 
 
-def in_chunks(count: int, size: int, read: Callable[[slice], T], join: Callable[[Sequence[T]], T]) -> T:
+def in_chunks(
+    count: int, size: int, read: Callable[[slice], T], join: Callable[[Sequence[T]], T], with_gradient: bool = False
+) -> T:
     """Read `count` items, at most `size` at once; out of memory halves the size and goes on with what is not yet read.
 
-    With gradients enabled nothing is tried again: the graph of what was read keeps its memory.
+    Where a gradient is kept nothing is tried again: the graph of what was read keeps its memory.
 
     Args:
         count: of items.
         size: of the first chunk.
         read: of a slice of the items to what is known of them.
         join: of the chunks' findings.
+        with_gradient: a graph is kept.
 
     Returns:
         What is known of all items, in order.
@@ -36,7 +39,7 @@ def in_chunks(count: int, size: int, read: Callable[[slice], T], join: Callable[
         try:
             parts.append(read(slice(start, min(start + size, count))))
         except (torch.OutOfMemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error) or torch.is_grad_enabled():
+            if not _is_out_of_memory(error) or with_gradient:
                 raise
             if size == 1:
                 raise WorkError(

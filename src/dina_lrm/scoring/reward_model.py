@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from dina_lrm.checkpoint import LoadedModel, ModelConfig, load_any, save_model
-from dina_lrm.errors import ShapeError, ValueRangeError
+from dina_lrm.errors import ShapeError, ValueRangeError, WorkError
 from dina_lrm.images import group_by_size
 from dina_lrm.noise import Fusion, NoiseEnsemble
 from dina_lrm.preference import Calibration, Likelihood
@@ -174,12 +174,13 @@ class RewardModel:
                 given = self._conditioning(prompts, conditioning, len(images))
                 return self._score_sizes(sizes, given, ensemble, seed, noise, max_batch_size, memory_budget)
             images = sizes[0][1]
-        clean = self.encode_images(images) if images is not None else latents
+        clean = self._encoded(images, max_batch_size) if images is not None else latents
         assert clean is not None
         if clean.ndim < 4 or not len(clean):
             raise ShapeError(f"latents must be [b c h w] with one sample or more, got {list(clean.shape)}")
         check_finite("latents", clean)
-        clean = clean.to(self.device)
+        # Float32: half precision would round sigma, alpha and noise apart from the level that the network is told.
+        clean = clean.to(self.device).float()
         if noise is not None:
             check_finite("noise", noise)
         given = self._conditioning(prompts, conditioning, len(clean))
@@ -209,6 +210,7 @@ class RewardModel:
         check_finite("noised_latents", state.noised_latents)
         state = state.to(self.device)
         utility = self.network(state, self._conditioning(None, conditioning, len(state)))
+        _require_finite(utility)
         spread = self.likelihood.variance(state.sigma.float()).sqrt()
         sigmas = state.sigma[:1] if bool((state.sigma == state.sigma[0]).all()) else state.sigma
         return Reward(self.calibration(utility), utility, spread, spread, utility.unsqueeze(1), sigmas, None)
@@ -349,6 +351,12 @@ class RewardModel:
             )
         return memory_budget // needed
 
+    def _encoded(self, pixels: Tensor, max_batch_size: int | None) -> Tensor:
+        size = max_batch_size or FEWEST_STATES
+        return in_chunks(
+            len(pixels), size, lambda part: self.encode_images(pixels[part]), lambda parts: torch.cat(list(parts))
+        )
+
     def _levels(self, sigmas: Sequence[float]) -> list[float]:
         if not self.config.scoring.snap_to_schedule:
             return list(sigmas)
@@ -374,6 +382,7 @@ class RewardModel:
         """Read `states[draw][level]` and sum up."""
         levels = [float(state.sigma[0]) for state in states[0]]
         utilities = self._utilities(states, conditioning, fusion, max_batch_size)
+        _require_finite(utilities)
         mean = utilities.mean(dim=1)
         level_variance = self.likelihood.variance(torch.tensor(levels, device=mean.device))
         draws = len(states)
@@ -396,13 +405,15 @@ class RewardModel:
         """Utility `[b s]` of `states[draw][level]`; draws and levels share forward passes of at most `size` states."""
         count, levels = len(conditioning), len(states[0])
         every = NoisedState.cat([state for draw in states for state in draw])
+        learned = any(parameter.requires_grad for parameter in self.network.parameters())
+        graph = torch.is_grad_enabled() and (every.noised_latents.requires_grad or learned)
         if fusion == "mean":
             rows = torch.arange(len(every), device=self.device)
 
             def utility(part: slice) -> Tensor:
                 return self.network(every[part], conditioning[rows[part] % count])
 
-            return in_chunks(len(every), size, utility, lambda parts: torch.cat(list(parts))).view(-1, count).T
+            return in_chunks(len(every), size, utility, lambda parts: torch.cat(list(parts)), graph).view(-1, count).T
 
         def joined(units: Tensor) -> Tensor:
             # A unit is one sample of one draw; its levels' states stand `count` rows apart.
@@ -412,9 +423,18 @@ class RewardModel:
             def features(part: slice) -> Features:
                 return self.network.features(every[rows[part]], conditioning[rows[part] % count])
 
-            seen = in_chunks(len(rows), size, features, Features.cat)
+            seen = in_chunks(len(rows), size, features, Features.cat, graph)
             return self.network.read_joined([seen[i : i + len(units)] for i in range(0, len(rows), len(units))])
 
         units = torch.arange(len(states) * count, device=self.device)
         read = [joined(part) for part in torch.split(units, max(1, size // levels))]
         return torch.cat(read).view(-1, count).T
+
+
+def _require_finite(utility: Tensor) -> None:
+    """A number that is none must not be ranked."""
+    if not torch.isfinite(utility).all():
+        raise WorkError(
+            f"the model gave {int((~torch.isfinite(utility)).sum())} utilities that are not finite; float16 overflows in some "
+            "networks: load the base in bfloat16 or float32"
+        )
