@@ -98,7 +98,7 @@ def one_thread() -> Clock:
 def all_threads() -> Clock:
     """What a user waits."""
     threads = torch.get_num_threads()
-    return Clock(f"wall, {threads} threads", threads, time.perf_counter)
+    return Clock(f"wall, {threads} thread{'s' if threads > 1 else ''}", threads, time.perf_counter)
 
 
 @dataclass(frozen=True)
@@ -174,9 +174,9 @@ def main(quick: bool = True) -> list[Row]:
     one, two, four, twelve = (first_blocks(base, taps) for taps in ((1,), (1, 2), (1, 2, 4), (4, 8, 12)))
     network = random_models.make_network(two if quick else twelve)
     if quick:
-        rows = share_rows(Size(two, 256, 2, 3072), network, wall_compiled=False)
-        rows += adapter_rows(Size(two, 256, 2, 3072), network)
-        rows += ensemble_rows(Size(one, 128, 1, 3072), network)
+        rows = share_rows(Size(two, 256, 2, 2048), network, wall_compiled=False)
+        rows += adapter_rows(Size(two, 256, 2, 2048), network)
+        rows += ensemble_rows(Size(one, 128, 1, 2048), network)
     else:
         rows = share_rows(Size(twelve, 512, 4), network)
         rows += precision_rows(Size(two, 512, 2), network)

@@ -272,7 +272,7 @@ def test_a_model_is_replaced_and_other_things_are_not(tmp_path):
     convert_model(tmp_path / "ours", tmp_path / "back", "published")
     (tmp_path / "photographs").mkdir()
     (tmp_path / "photographs" / "a.png").write_bytes(b"")
-    with pytest.raises(CheckpointError, match="other things than a model"):
+    with pytest.raises(CheckpointError, match="is no part of a model"):
         convert_model(root, tmp_path / "photographs")
     with pytest.raises(CheckpointError, match="is a file; name a folder"):
         convert_model(root, tmp_path / "photographs" / "a.png")

@@ -168,3 +168,10 @@ def test_a_config_that_names_no_files_is_no_whole_model(folder):
     for act in (lambda: load_model(folder, base=BASE), lambda: verify(folder)):
         with pytest.raises(CheckpointError, match="must name the files"):
             act()
+
+
+def test_somebody_elses_files_are_not_lost(golden_model, tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(CheckpointError, match=r"holds thesis.txt, which is no part of a model"):
+        golden_model.save_pretrained(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]

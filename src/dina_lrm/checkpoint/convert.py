@@ -21,10 +21,11 @@ from dina_lrm.checkpoint.folder import (
     NETWORK_FILE,
     file_entries,
     read_model,
+    refuse_foreign,
     write_folder,
     write_json,
 )
-from dina_lrm.checkpoint.format import ModelConfig
+from dina_lrm.checkpoint.format import BaseReference, ModelConfig
 from dina_lrm.checkpoint.head_names import their_name
 from dina_lrm.checkpoint.published import (
     ADAPTER_FOLDER,
@@ -95,10 +96,12 @@ def convert_model(source: Path | str, out: Path | str, to: Layout = OURS, base: 
         stored = read_model(folder)
         write_published(stored, out)
     else:
-        stored = with_release_latents(store(read_published(published), base))
+        stored = store(read_published(published), base)
         if base is not None:
-            named = stored.config.base.model_copy(update={"name": base})
+            name, _, revision = base.partition("@") if not Path(base).exists() else (base, "", "")
+            named = BaseReference(name=name, revision=revision or None)
             stored = replace(stored, config=stored.config.model_copy(update={"base": named}))
+        stored = with_release_latents(stored)
         write_ours(stored, out)
     parts = (stored.head, stored.adapter or {}, stored.network or {})
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
@@ -258,17 +261,7 @@ def _refuse_place(source: Path, out: Path) -> None:
         raise CheckpointError(f"{out} and {source} lie in one another; write to a folder of its own")
     if out.exists() and not out.is_dir():
         raise CheckpointError(f"{out} is a file; name a folder to write")
-    if out.is_dir() and any(out.iterdir()) and not _is_model(out):
-        raise CheckpointError(f"{out} is a folder of other things than a model; it is not replaced, so name another")
-
-
-def _is_model(folder: Path) -> bool:
-    if (folder / HEAD_FILE).is_file() and (folder / CONFIG_FILE).is_file():
-        return True
-    try:
-        return find_published(folder) is not None and (folder / CONFIG_FILE).is_file()
-    except CheckpointError:
-        return False
+    refuse_foreign(out)
 
 
 def _whole(value: float) -> float:

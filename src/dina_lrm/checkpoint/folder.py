@@ -35,18 +35,19 @@ HEAD_FILE = "head.safetensors"
 ADAPTER_FILE = "adapter/adapter_model.safetensors"
 ADAPTER_CONFIG_FILE = "adapter/adapter_config.json"
 NETWORK_FILE = "network.safetensors"
+ADAPTER_NAMES = ("adapter_config.json", "adapter_model.safetensors", "README.md")  # the last is peft's
 
 
 def save_model(folder: Path | str, network: RewardNetwork, config: ModelConfig) -> None:
     """Write a model folder; it appears whole or not at all.
 
     Args:
-        folder: to write; replaced if it exists.
+        folder: to write; a model that lies there is replaced.
         network: its head and adapter are saved, or all of it if the model brings its own weights.
         config: `base.signature` and `files` are filled in here.
 
     Raises:
-        CheckpointError: weights that are not finite.
+        CheckpointError: weights that are not finite, or a folder that holds other things than a model.
     """
     backbone = network.backbone
     tensors = {HEAD_FILE: dict(network.head.state_dict())}
@@ -69,13 +70,14 @@ def write_folder(folder: Path | str, config: ModelConfig, tensors: Mapping[str, 
     """Write a model folder from tensors in the dtype that they are to have on disk; it appears whole or not at all.
 
     Args:
-        folder: to write; replaced if it exists.
+        folder: to write; a model that lies there is replaced.
         config: `files` is filled in here.
         tensors: by file; those of the adapter by plain names.
 
     Raises:
-        CheckpointError: values that are not finite.
+        CheckpointError: values that are not finite, or a folder that holds other things than a model.
     """
+    refuse_foreign(Path(folder))
     with atomic_folder(Path(folder)) as staged:
         for name, values in tensors.items():
             check_finite(name, values)
@@ -86,6 +88,24 @@ def write_folder(folder: Path | str, config: ModelConfig, tensors: Mapping[str, 
             write_json(staged / ADAPTER_CONFIG_FILE, written)
         whole = config.model_copy(update={"files": file_entries(staged)})
         write_json(staged / CONFIG_FILE, whole.model_dump(mode="json"))
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Only what a writer of models made may be replaced by one.
+
+    Raises:
+        CheckpointError: naming the first file that is somebody's own.
+    """
+    if not folder.is_dir():
+        return
+    adapter = {f"{place}/{name}" for place in ("adapter", "checkpoint/backbone_lora") for name in ADAPTER_NAMES}
+    known = {CONFIG_FILE, HEAD_FILE, NETWORK_FILE, "checkpoint/rm_head.pt", "checkpoint/full_model.pt", *adapter}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if not path.is_dir() and name not in known:
+            raise CheckpointError(
+                f"{folder} holds {name}, which is no part of a model, and would be lost; name a folder of its own"
+            )
 
 
 def load_model(

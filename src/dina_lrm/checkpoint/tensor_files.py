@@ -53,18 +53,19 @@ def map_tensors(path: Path) -> dict[str, Tensor]:
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read as safetensors ({error}); copy it again") from error
     header.pop("__metadata__", None)
-    return {name: _mapped(path, name, entry, 8 + length) for name, entry in header.items()}
+    # One mapping for all: each keeps a file descriptor, and a network has more tensors than a process may have of these.
+    content = np.memmap(path, np.uint8, mode="c")[8 + length :]
+    return {name: _mapped(path, name, entry, content) for name, entry in header.items()}
 
 
-def _mapped(path: Path, name: str, entry: dict[str, Any], start: int) -> Tensor:
+def _mapped(path: Path, name: str, entry: dict[str, Any], content: Any) -> Tensor:
     if entry["dtype"] not in DTYPES:
         raise CheckpointError(f"{path}: tensor {name!r} is {entry['dtype']}; read are {', '.join(DTYPES)}")
     first, last = entry["data_offsets"]
     dtype, shape = DTYPES[entry["dtype"]], entry["shape"]
     if last == first:
         return torch.empty(shape, dtype=dtype)
-    content = np.memmap(path, np.uint8, mode="c", offset=start + first, shape=(last - first,))
-    return torch.from_numpy(content).view(dtype).reshape(shape)
+    return torch.from_numpy(content[first:last]).view(dtype).reshape(shape)
 
 
 def write_tensors(path: Path, tensors: Tensors) -> None:
