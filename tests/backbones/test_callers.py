@@ -1,5 +1,6 @@
 """What callers do with a pipeline that they share: threads, quantised weights, adapters of other kinds, missing parts."""
 
+import shutil
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
@@ -93,3 +94,26 @@ def test_a_base_in_halves_only_gives_its_encoders_too(tmp_path):
     backbone = load_backbone(CONFIG, base)
     assert backbone.encode_prompts(["a cat"]).prompt_embeds.shape == (1, 205, 48)
     assert backbone.encode_images(torch.rand(1, 3, 64, 64)).shape == (1, 16, 8, 8)
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "tokenizer_2", "tokenizer_3"])
+def test_a_base_without_a_vocabulary_does_not_score_nonsense(tmp_path, name):
+    base = shutil.copytree(PIPELINE, tmp_path / "base")
+    shutil.rmtree(base / name)
+    with pytest.raises(InputError, match=f"lacks {name}/"):
+        load_backbone(CONFIG, base).encode_prompts(["a cat"])
+
+
+def test_a_pipeline_loaded_without_t5_is_no_base_for_prompts():
+    bare = StableDiffusion3Pipeline.from_pretrained(PIPELINE, text_encoder_3=None, tokenizer_3=None)
+    backbone = load_backbone(CONFIG, bare)
+    with pytest.raises(InputError, match="without T5"):
+        backbone.encode_prompts(["a cat"])
+    state, conditioning = make_inputs()
+    assert torch.isfinite(backbone.features(state, conditioning).temb).all()
+
+
+@pytest.mark.parametrize(("kind", "given"), [("sdxl", "sd15"), ("sd15", "sdxl")])
+def test_one_unet_is_not_taken_for_another(tmp_path, kind, given):
+    with pytest.raises(BaseMismatchError, match=f"its kind may be {given}"):
+        load_backbone(BackboneConfig(kind=kind, adapter=None), build_pipeline(given, tmp_path / "base"))

@@ -29,7 +29,9 @@ def test_there_and_back(dina, published: Path, ours: Path, tmp_path: Path) -> No
     assert row["source"] == str(ours) and row["out"] == str(tmp_path / "back")
     assert (row["layout"], row["tensors"], row["notes"]) == ("published", 175, [])
     for folder in (published, ours, tmp_path / "back"):
-        assert dina("verify", folder).out == f"{folder} is whole\n"
+        # The authors' own layout says no hashes; what convert wrote in it does.
+        untold = "; it says no hashes, so a changed weight would not be noticed" if folder == published else ""
+        assert dina("verify", folder).out == f"{folder} is whole{untold}\n"
     texts = [json.loads(dina("info", folder, "--json").out) for folder in (published, ours, tmp_path / "back")]
     assert [text["layout"] for text in texts] == ["published", "dina_lrm", "published"]
     assert len({json.dumps(text["backbone"]) for text in texts}) == 1

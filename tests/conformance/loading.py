@@ -95,7 +95,7 @@ class LoadingTests:
             lambda: backbone.encode_prompts(["a red fox"]),
             lambda: backbone.decode_latents(state.noised_latents),
         ):
-            with pytest.raises(InputError, match="could not be loaded"):
+            with pytest.raises(InputError, match="could not be loaded|lacks tokenizer"):
                 ask()
 
     def test_nothing_behind_the_last_tap_is_kept(self, case: Case, pipeline: Any, backbone: Backbone) -> None:

@@ -106,3 +106,10 @@ def test_an_extension_that_does_not_fit_leaves_the_folder_as_it_was(tiny: Prefer
     after = PreferenceData.open(tiny.folder)
     after.verify()
     assert after.info["sha256"] == before
+
+
+def test_somebody_elses_files_are_not_lost(tmp_path):
+    (tmp_path / "notes.txt").write_text("years of work")
+    with pytest.raises(DataError, match=r"holds notes.txt"):
+        write_preference_data(tmp_path, [], torch.zeros(0, 4, 2, 2), {}, "mine")
+    assert (tmp_path / "notes.txt").read_text() == "years of work"

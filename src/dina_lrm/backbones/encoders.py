@@ -12,6 +12,9 @@ from diffusers import SchedulerMixin
 from diffusers.utils import logging
 
 from dina_lrm.errors import InputError
+from dina_lrm.runtime.hub import fetch, read_json
+
+VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
 
 
 @dataclass
@@ -52,3 +55,22 @@ def shortened(text: str, limit: int = 80) -> str:
 def untouched(part: Any) -> Any:
     """A component as a wrapper of ours may hold it: some pipelines write to their scheduler."""
     return copy.deepcopy(part) if isinstance(part, SchedulerMixin) else part
+
+
+def require_tokenizers(base: str, revision: str | None) -> None:
+    """Each tokenizer that a pipeline names is there: without its files the library makes an empty one and reads nonsense.
+
+    Raises:
+        InputError: naming the first that is missing.
+    """
+    index = read_json(base, "model_index.json", revision) or {}
+    for name, entry in index.items():
+        named = isinstance(entry, list) and entry and entry[-1] is not None
+        if (
+            name.startswith("tokenizer")
+            and named
+            and not any(fetch(base, f"{name}/{file}", revision) for file in VOCABULARIES)
+        ):
+            raise InputError(
+                f"base {base!r} lacks {name}/ with its vocabulary ({', '.join(VOCABULARIES)}); is the download complete?"
+            )

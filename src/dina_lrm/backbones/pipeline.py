@@ -18,7 +18,7 @@ from diffusers import AutoModel, DiffusionPipeline
 from torch import Tensor, nn
 
 from dina_lrm.backbones.base import Backbone, BackboneConfig
-from dina_lrm.backbones.encoders import Encoders, quiet, reasons, shortened, untouched
+from dina_lrm.backbones.encoders import Encoders, quiet, reasons, require_tokenizers, shortened, untouched
 from dina_lrm.backbones.loading import cast, load_network, read_network_config, variant_of
 from dina_lrm.backbones.network import NetworkFacts
 from dina_lrm.backbones.sharing import adapters_off, give_own_storage, shared, unwrapped
@@ -443,6 +443,7 @@ class PipelineBackbone(Backbone):
     def _text_pipeline(self) -> Any:
         if self._encoders.pipeline is None:
             if isinstance(self._source, str):
+                require_tokenizers(self._source, self.revision)
                 parts = {self.part: self.network, "vae": None, **self.unused_parts}
                 with reasons(f"text encoders of base {self.base!r}"):
                     pipeline = self.pipeline_class.from_pretrained(

@@ -6,7 +6,9 @@ from typing import Any
 
 from diffusers import StableDiffusionPipeline
 
+from dina_lrm.backbones.base import BackboneConfig
 from dina_lrm.backbones.unet import UnetBackbone
+from dina_lrm.errors import BaseMismatchError
 from dina_lrm.types import Conditioning
 
 
@@ -19,6 +21,15 @@ class Sd15Backbone(UnetBackbone):
     pipeline_class = StableDiffusionPipeline
     unused_parts = {**UnetBackbone.unused_parts, "safety_checker": None}
     default_image_taps = (2, 5, 7)
+
+    @classmethod
+    def check_taps(cls, config: BackboneConfig, sizes: Any) -> None:
+        if sizes.addition_embed_type is not None:
+            raise BaseMismatchError(
+                f"this UNet is told more than prompt and time ({sizes.addition_embed_type}), so it is none of Stable "
+                "Diffusion 1 or 2; its kind may be sdxl"
+            )
+        super().check_taps(config, sizes)
 
     def encode(self, pipeline: Any, prompts: list[str], length: int) -> Conditioning:
         embeds, _ = pipeline.encode_prompt(

@@ -14,7 +14,7 @@ from dina_lrm.backbones.base import BackboneConfig
 from dina_lrm.backbones.network import JOINT_ATTENTION, TRAIN_TIMESTEPS, NetworkFacts, NoNorm, NoProjection
 from dina_lrm.backbones.pipeline import PipelineBackbone
 from dina_lrm.backbones.tape import Reading, output_as, streams_as
-from dina_lrm.errors import ConfigError
+from dina_lrm.errors import ConfigError, InputError
 from dina_lrm.types import Conditioning, NoisedState
 
 
@@ -86,6 +86,11 @@ class Sd3Backbone(PipelineBackbone):
         )
 
     def encode(self, pipeline: Any, prompts: list[str], length: int) -> Conditioning:
+        if pipeline.text_encoder_3 is None and length > 1 and not isinstance(self._source, str):
+            raise InputError(
+                f"the pipeline given as base ({self.base}) was loaded without T5, and {length} of its tokens are to be read: "
+                "scores would be others; load it with text_encoder_3, or give conditioning that was encoded with it"
+            )
         embeds, _, pooled, _ = pipeline.encode_prompt(
             prompt=prompts,
             prompt_2=None,

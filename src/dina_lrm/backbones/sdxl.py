@@ -8,7 +8,9 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from torch import Tensor
 
+from dina_lrm.backbones.base import BackboneConfig
 from dina_lrm.backbones.unet import UnetBackbone
+from dina_lrm.errors import BaseMismatchError
 from dina_lrm.types import Conditioning, NoisedState
 
 TIME_IDS = 6
@@ -23,6 +25,12 @@ class SdxlBackbone(UnetBackbone):
 
     pipeline_class = StableDiffusionXLPipeline
     default_image_taps = (2, 4, 5)
+
+    @classmethod
+    def check_taps(cls, config: BackboneConfig, sizes: Any) -> None:
+        if sizes.addition_embed_type != "text_time":
+            raise BaseMismatchError("this UNet is told no picture sizes, so it is none of SDXL's; its kind may be sd15")
+        super().check_taps(config, sizes)
 
     @classmethod
     def pooled_width(cls, sizes: Any) -> int | None:

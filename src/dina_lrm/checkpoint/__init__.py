@@ -1,7 +1,7 @@
 """A model on disk: our folder, and the authors' published layout."""
 
 from dina_lrm.checkpoint.convert import Conversion, convert_model
-from dina_lrm.checkpoint.describe import describe, load_any, verify
+from dina_lrm.checkpoint.describe import describe, load_any, says_hashes, verify
 from dina_lrm.checkpoint.folder import load_model, save_model, verify_model
 from dina_lrm.checkpoint.format import (
     BaseReference,
@@ -29,6 +29,7 @@ __all__ = [
     "load_any",
     "load_model",
     "save_model",
+    "says_hashes",
     "verify",
     "verify_model",
 ]

@@ -49,6 +49,8 @@ def resolve(path: Path | str, revision: str | None = None) -> Path:
         CheckpointError: neither a folder nor something the hub has, with the reason.
     """
     if Path(path).is_dir():
+        if revision is not None:
+            raise CheckpointError(f"model {str(path)!r} is a folder, which has no revision {revision!r}; leave it out")
         return Path(path)
     if Path(path).is_file():
         raise CheckpointError(f"model {str(path)!r} is a file; give the folder that it lies in")
@@ -107,6 +109,12 @@ def verify(path: Path | str) -> None:
     if files.section is not None:
         check_hashes(published.checkpoint, files.section.files)
     store(files, must_know=False)
+
+
+def says_hashes(path: Path | str) -> bool:
+    """Whether `verify` can hold a model's contents against hashes: ours have them, the authors' layout has none of its own."""
+    published = find_published(resolve(path))
+    return published is None or read_published(published).section is not None
 
 
 def read_any(path: Path | str, base: str | None = None) -> StoredModel:

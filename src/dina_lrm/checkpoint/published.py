@@ -30,7 +30,7 @@ from dina_lrm.checkpoint.fit import check_head
 from dina_lrm.checkpoint.folder import check_entries, parse_model_config
 from dina_lrm.checkpoint.format import BaseReference, BradleyTerryConfig, ModelConfig, ScoringConfig, ThurstoneConfig
 from dina_lrm.checkpoint.head_names import our_name
-from dina_lrm.checkpoint.stored import LoadedModel, StoredModel, load_stored, named_base
+from dina_lrm.checkpoint.stored import LoadedModel, StoredModel, load_stored, named_base, way_out
 from dina_lrm.checkpoint.tensor_files import check_finite, read_pickled_tensors
 from dina_lrm.errors import CheckpointError
 from dina_lrm.heads import QueryHeadConfig
@@ -177,7 +177,8 @@ def load_published(
     files = read_published(place)
     reference = BaseReference(name=files.base) if files.section is None else files.section.base
     at, revision = named_base(place.config.parent, reference, base, revision)
-    kind = kind_of_base(at, revision)
+    with way_out(base):
+        kind = kind_of_base(at, revision)
     check_layers(kind, files.layers, f"base {at!r}" if isinstance(at, str) else "the base given")
     return load_stored(with_release_latents(to_stored(files, kind)), at, device, dtype, merge_adapter, revision)
 

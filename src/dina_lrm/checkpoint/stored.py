@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,16 +80,8 @@ def load_stored(
     config = stored.config
     place, revision = named_base(stored.folder, config.base, base, revision)
     adapter, network = stored.adapter, stored.network
-    try:
+    with way_out(base):
         drawn = sketch(config.backbone, place, revision)
-    except (BaseMismatchError, ConfigError):
-        raise
-    except InputError as error:
-        if base is not None:
-            raise
-        raise InputError(
-            f"the base that the model names could not be read: {error}; or give another place as base"
-        ) from error
     if drawn is not None:
         check_head_fits(stored.head_reads, drawn)
         if adapter is not None:
@@ -109,6 +103,21 @@ def load_stored(
     return LoadedModel(model.to(device).eval().requires_grad_(False), config)
 
 
+@contextmanager
+def way_out(base: Any) -> Iterator[None]:
+    """Where nobody gave a base, a named one that cannot be read is told with what to do: the user never typed that name."""
+    try:
+        yield
+    except (BaseMismatchError, ConfigError):
+        raise
+    except InputError as error:
+        if base is not None:
+            raise
+        raise InputError(
+            f"the base that the model names could not be read: {error}; or give another place as base (--base)"
+        ) from error
+
+
 def named_base(
     folder: Path, reference: BaseReference, base: Any, revision: str | None = None
 ) -> tuple[Any, str | None]:
@@ -121,6 +130,8 @@ def named_base(
         if not isinstance(base, str | Path) or Path(base).exists():
             return (str(base) if isinstance(base, Path) else base), revision
         name, _, own = str(base).partition("@")
+        if own and Path(name).is_dir():
+            raise InputError(f"base {name!r} is a folder, which has no revision {own!r}; leave it out")
         return name, own or revision
     beside = folder / reference.name
     movable = not Path(reference.name).is_absolute() and beside.is_dir()

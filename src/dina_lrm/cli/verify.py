@@ -21,12 +21,22 @@ def verify(
     if not path.is_dir():
         raise InputError(f"{path} is no folder; give a model or preference folder")
     fault = _first_fault(path)
+    hashed = fault is None and _has_hashes(path)
     if as_json:
-        print_json({"path": str(path), "whole": fault is None, "fault": fault})
+        print_json({"path": str(path), "whole": fault is None, "fault": fault, "hashed": hashed})
     elif fault is None:
-        print(f"{path} is whole")
+        untold = "" if hashed else "; it says no hashes, so a changed weight would not be noticed"
+        print(f"{path} is whole{untold}")
     if fault is not None:
         raise WorkError(fault)
+
+
+def _has_hashes(path: Path) -> bool:
+    if (path / PREFERENCES_FILE).is_file():
+        return True
+    from dina_lrm.checkpoint import says_hashes
+
+    return says_hashes(path)
 
 
 def _first_fault(path: Path) -> str | None:

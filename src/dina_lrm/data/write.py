@@ -32,6 +32,21 @@ from dina_lrm.errors import DataError
 from dina_lrm.runtime.files import atomic_folder, restore_folder, sha256_file
 
 
+def _refuse_foreign(folder: Path) -> None:
+    """Only what a writer of preferences made may be replaced by one."""
+    if not folder.is_dir():
+        return
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        ours = name.as_posix() in (INFO_FILE, LATENTS_FILE) or (
+            path.suffix == ".parquet" and (name.parts[0] == PAIRS_FOLDER or name.name.startswith("candidates"))
+        )
+        if not path.is_dir() and not ours:
+            raise DataError(
+                f"{folder} holds {name}, which is no part of a preference folder and would be lost; name another"
+            )
+
+
 def write_preference_data(
     folder: str | Path,
     candidates: Sequence[Candidate],
@@ -44,7 +59,7 @@ def write_preference_data(
     """Write a preference folder under another name, verify it, then rename it: a killed writer leaves the old one.
 
     Args:
-        folder: where; replaced as a whole if it exists.
+        folder: where; a preference folder that lies there is replaced as a whole.
         candidates: every picture, in any order.
         latents: `[n c h w]`, standardised as the backbone takes them; stored in half precision.
         pairs_by_split: comparisons by the name of their split.
@@ -56,8 +71,9 @@ def write_preference_data(
         The folder, opened.
 
     Raises:
-        DataError: the parts do not fit together; nothing was written.
+        DataError: the parts do not fit together, or the folder holds other things; nothing was written.
     """
+    _refuse_foreign(Path(folder))
     with atomic_folder(folder) as staged:
         pq.write_table(_candidate_table(candidates), staged / CANDIDATES_FILE, compression="zstd")
         (staged / LATENTS_FILE).write_bytes(save({"latents": latents.detach().cpu().half().contiguous()}))
