@@ -18,7 +18,7 @@ from benchmarks.cost import count_flops
 from benchmarks.shapes import Base
 from dina_lrm.backbones import loading
 from dina_lrm.backbones.registry import backbone_class
-from dina_lrm.backbones.sharing import shared
+from dina_lrm.backbones.sharing import put, shared
 from dina_lrm.checkpoint import BaseReference, LoadedModel, ModelConfig
 from dina_lrm.model import build_network
 from dina_lrm.scoring import RewardModel
@@ -39,14 +39,14 @@ def first_blocks(base: Base, taps: Sequence[int]) -> Base:
 def make_network(base: Base, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Any:
     """The base's network before any cut, frozen; filled from one block of random values, which is fast."""
     cls: Any = backbone_class(base.kind).network_class
-    network = loading.cast(loading._lay_out(cls, base.network), dtype)
+    network = loading.cast(loading.lay_out(cls, base.network), dtype)
     block = torch.randn(1 << 22, generator=torch.Generator().manual_seed(0)).mul_(0.02).to(device)
     for name, weight in network.state_dict().items():
         if weight.is_meta:
             filled = torch.empty(weight.shape, dtype=weight.dtype, device=device)
             # Scales of norms are vectors called weight: near zero they would leave nothing of what passes.
             _fill(filled, torch.ones_like(block) if name.endswith("weight") and weight.ndim == 1 else block)
-            loading._put(network, name, filled)
+            put(network, name, filled)
     return network.to(device).requires_grad_(False).eval()
 
 

@@ -71,7 +71,7 @@ def test_a_pipeline_without_parts_says_what_to_give_instead(pipeline):
     backbone = load_backbone(CONFIG, bare)
     with pytest.raises(InputError, match="no VAE; give latents"):
         backbone.encode_images(torch.rand(1, 3, 64, 64))
-    with pytest.raises(InputError, match="no text encoder; give conditioning"):
+    with pytest.raises(InputError, match="no text_encoder; give conditioning"):
         backbone.encode_prompts(["a cat"])
 
 
@@ -117,3 +117,9 @@ def test_a_pipeline_loaded_without_t5_is_no_base_for_prompts():
 def test_one_unet_is_not_taken_for_another(tmp_path, kind, given):
     with pytest.raises(BaseMismatchError, match=f"its kind may be {given}"):
         load_backbone(BackboneConfig(kind=kind, adapter=None), build_pipeline(given, tmp_path / "base"))
+
+
+def test_each_kind_has_its_own_length_whatever_its_taps():
+    assert BackboneConfig(kind="wan", image_taps=(2,), text_taps=(0,)).max_sequence_length == 512
+    assert BackboneConfig(kind="flux", image_taps=(2,), text_taps=(2,)).max_sequence_length == 128
+    assert BackboneConfig(kind="wan", max_sequence_length=64).max_sequence_length == 64

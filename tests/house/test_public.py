@@ -73,3 +73,16 @@ for verb in ([], *([verb] for verb in {VERBS!r})):
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("verb", ["info", "verify"])
+def test_asking_what_a_folder_is_loads_no_diffusion_library(verb: str) -> None:
+    """Seconds, for whoever only wants to look."""
+    program = f"""
+import sys
+from dina_lrm.cli.main import run
+assert run(["{verb}", "tests/golden/sd3-tiny/reward"]) == 0
+print([name for name in ("diffusers", "transformers", "peft") if name in sys.modules], file=sys.stderr)
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ran.stderr.strip() == "[]"

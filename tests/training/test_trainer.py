@@ -395,3 +395,12 @@ def test_the_scale_of_a_float16_loss_is_kept(configure: Configure) -> None:
     first.save(1, {})
     again.load(find_snapshots(config.out / "checkpoints")[-1], {})
     assert again.accelerator.scaler.get_scale() == 64.0
+
+
+def test_a_model_folder_of_other_things_is_told_before_the_run(configure: Configure) -> None:
+    config = configure()
+    (config.out / "model").mkdir(parents=True)
+    (config.out / "model" / "notes.txt").write_text("years of work")
+    with pytest.raises(CheckpointError, match=r"holds notes.txt"):
+        train(config)
+    assert not (config.out / "metrics.jsonl").exists()

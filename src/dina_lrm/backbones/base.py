@@ -12,7 +12,7 @@ import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
-from dina_lrm.backbones.sharing import adapters_off
+from dina_lrm.backbones.sharing import adapters_off, put
 from dina_lrm.config import Config
 from dina_lrm.errors import CheckpointError, ConfigError
 from dina_lrm.noise import ForwardProcess
@@ -59,10 +59,10 @@ class BackboneConfig(Config):
 
     @model_validator(mode="before")
     @classmethod
-    def _taps_of_the_kind(cls, values: Any) -> Any:
-        """Where only another kind is named, its own taps; those above are SD3's."""
+    def _defaults_of_the_kind(cls, values: Any) -> Any:
+        """What another kind leaves unsaid is its own to say; the defaults above are SD3's."""
         kind = values.get("kind", "sd3") if isinstance(values, dict) else "sd3"
-        if kind == "sd3" or {"image_taps", "text_taps"} <= values.keys():
+        if kind == "sd3" or {"image_taps", "text_taps", "max_sequence_length"} <= values.keys():
             return values
         from dina_lrm.backbones.registry import available_backbones, backbone_class
 
@@ -218,7 +218,12 @@ class Backbone(nn.Module, ABC):
 
         Args:
             options: of `torch.compile`, such as `mode` or `dynamic`.
+
+        Raises:
+            ConfigError: this backbone names no blocks.
         """
+        if not self.blocks:
+            raise ConfigError(f"{type(self).__name__} names no blocks to compile")
         for block in self.blocks:
             block.forward = torch.compile(block.forward, **options)
 
@@ -318,12 +323,7 @@ class Backbone(nn.Module, ABC):
         fresh = {name: torch.empty_like(value) for name, value in own.items()}
         load_strict(fresh, tensors, "network")
         for name, value in fresh.items():
-            owner, _, leaf = name.rpartition(".")
-            module = self.network.get_submodule(owner)
-            if leaf in module._parameters:
-                module._parameters[leaf] = nn.Parameter(value, own[name].requires_grad)
-            else:
-                module._buffers[leaf] = value
+            put(self.network, name, value, own[name].requires_grad)
 
 
 def load_strict(own: dict[str, Any], tensors: dict[str, Tensor], what: str) -> None:

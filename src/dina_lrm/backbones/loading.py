@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from dina_lrm.backbones.sharing import put
 from dina_lrm.errors import BaseMismatchError, InputError
 from dina_lrm.runtime.hub import fetch, read_json
 
@@ -76,7 +77,7 @@ def load_network(
     Raises:
         InputError: weights are missing, unreadable, or of another shape.
     """
-    network = _lay_out(network_class, config)
+    network = lay_out(network_class, config)
     cut(network)
     wanted: dict[str, Tensor] = network.state_dict()
     places = {name: path for name, path in _locate(base, part, revision, set(wanted)).items() if name in wanted}
@@ -95,11 +96,12 @@ def load_network(
                 f"{places[name]}: weight {name!r} is {value.dtype}, which is a quantised form; give the base in bfloat16, "
                 "float16 or float32"
             )
-        _put(network, name, value.to(_dtype_of(network, name, dtype)))
+        put(network, name, value.to(_dtype_of(network, name, dtype)))
     return network.requires_grad_(False).eval()
 
 
-def _lay_out(network_class: Any, config: dict[str, Any]) -> Any:
+def lay_out(network_class: Any, config: dict[str, Any]) -> Any:
+    """A whole network without storage; only tables that no file holds are real."""
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         network = network_class.from_config(config)
     if not _has_unsaved_tables(network):
@@ -120,7 +122,7 @@ def cast(network: Any, dtype: torch.dtype) -> Any:
     """The network with its weights in another dtype, as loading in that dtype gives it; those that stay are not copied."""
     for name, value in network.state_dict().items():
         if value.is_floating_point():
-            _put(network, name, value.to(_dtype_of(network, name, dtype)))
+            put(network, name, value.to(_dtype_of(network, name, dtype)))
     return network
 
 
@@ -128,15 +130,6 @@ def _dtype_of(network: Any, name: str, dtype: torch.dtype) -> torch.dtype:
     """A few parts are float32 for the library whatever the rest is."""
     whole = set(getattr(network, "_keep_in_fp32_modules", None) or ())
     return torch.float32 if whole & set(name.split(".")) else dtype
-
-
-def _put(network: nn.Module, name: str, value: Tensor) -> None:
-    owner, _, leaf = name.rpartition(".")
-    module = network.get_submodule(owner)
-    if leaf in module._parameters:
-        module._parameters[leaf] = nn.Parameter(value, requires_grad=False)
-    else:
-        module._buffers[leaf] = value
 
 
 def _locate(base: str, part: str, revision: str | None, wanted: set[str]) -> dict[str, Path]:

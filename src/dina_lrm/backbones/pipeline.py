@@ -48,6 +48,7 @@ class PipelineBackbone(Backbone):
     latent_axes: ClassVar[int] = 4
     vae_factor: ClassVar[int] = 8
     unused_parts: ClassVar[dict[str, None]] = {}  # of the pipeline; what encodes text works without them
+    optional_encoders: ClassVar[tuple[str, ...]] = ()
     long_tokenizer: ClassVar[str] = "tokenizer"  # of the text encoder that max_sequence_length is about
 
     def __init__(
@@ -273,8 +274,9 @@ class PipelineBackbone(Backbone):
             raise ValueRangeError(f"prompts must be a list of one or more strings, got {prompts!r}")
         length = self.config.max_sequence_length if max_sequence_length is None else max_sequence_length
         pipeline = self._text_pipeline()
+        tokenizer, room = self.reader(pipeline, length)
         for prompt in prompts:
-            self._tell_of_cut(pipeline, prompt, length)
+            _tell_of_cut(tokenizer, room, prompt, length)
         encoders = [part for name, part in pipeline.components.items() if name.startswith("text_encoder")]
         with torch.no_grad(), quiet(self.pipeline_class.__module__), adapters_off(encoders):
             # A list of its own: some pipelines write into the one they are given.
@@ -317,7 +319,8 @@ class PipelineBackbone(Backbone):
             prompt_length: tokens of `prompt_embeds`.
             with_gradient: keep what a gradient to the latents needs.
         """
-        key = (tuple(latents_shape), prompt_length, with_gradient)
+        merged = self._merged_adapter is not None
+        key = (tuple(latents_shape), prompt_length, with_gradient, merged)
         if key not in self._footprints:
             twin = self.meta_twin()
             state, conditioning = self.example(latents_shape, prompt_length)
@@ -330,19 +333,6 @@ class PipelineBackbone(Backbone):
         """The tokenizer of the text encoder that reads furthest, and how many tokens of a prompt it reads."""
         tokenizer = getattr(pipeline, self.long_tokenizer)
         return tokenizer, length - int(tokenizer.num_special_tokens_to_add())
-
-    def _tell_of_cut(self, pipeline: Any, prompt: str, length: int) -> None:
-        tokenizer, room = self.reader(pipeline, length)
-        tokens = tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids
-        if len(tokens) > room:
-            cut = tokenizer.decode(tokens[max(room, 0) :])
-            warnings.warn(
-                f"prompt {shortened(prompt)!r} has {len(tokens)} tokens and {room} are read: cut off was "
-                f"{shortened(cut)!r}; shorten it, or use a larger max_sequence_length (now {length}) where the model "
-                "was trained with it",
-                PromptCutWarning,
-                stacklevel=3,
-            )
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         multiple = self.image_multiple
@@ -462,11 +452,10 @@ class PipelineBackbone(Backbone):
                 # A sibling class (image-to-image, say) may have parts that this one does not take.
                 taken = inspect.signature(self.pipeline_class.__init__).parameters
                 parts = {name: untouched(part) for name, part in self._source.components.items() if name in taken}
-                if parts.get("text_encoder") is None:
-                    raise InputError(
-                        f"the pipeline given as base ({self.base}) has no text encoder; give conditioning instead of prompts"
-                    )
                 pipeline = self.pipeline_class(**{**parts, self.part: self.network})
+            for name, component in pipeline.components.items():
+                if component is None and name.startswith("text_encoder") and name not in self.optional_encoders:
+                    raise InputError(f"base {self.base!r} has no {name}; give conditioning instead of prompts")
             self.prepare(pipeline)
             self._encoders.pipeline = pipeline
         return self._encoders.pipeline
@@ -494,3 +483,16 @@ class PipelineBackbone(Backbone):
         elif getattr(held.vae.config, "force_upcast", False) and held.vae.dtype == torch.float16:
             held.vae = cast(shared(held.vae), torch.float32)  # it overflows in half; the caller's stays as it is
         return held.vae
+
+
+def _tell_of_cut(tokenizer: Any, room: int, prompt: str, length: int) -> None:
+    tokens = tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids
+    if len(tokens) > room:
+        cut = tokenizer.decode(tokens[max(room, 0) :])
+        warnings.warn(
+            f"prompt {shortened(prompt)!r} has {len(tokens)} tokens and {room} are read: cut off was "
+            f"{shortened(cut)!r}; shorten it, or use a larger max_sequence_length (now {length}) where the model "
+            "was trained with it",
+            PromptCutWarning,
+            stacklevel=3,
+        )

@@ -26,6 +26,7 @@ class Sd3Backbone(PipelineBackbone):
 
     pipeline_class = StableDiffusion3Pipeline
     network_class = SD3Transformer2DModel
+    optional_encoders = ("text_encoder_3",)
     long_tokenizer = "tokenizer_3"
     default_adapter_targets = JOINT_ATTENTION
     default_image_taps = (4, 8, 12)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from dina_lrm.errors import BaseMismatchError
 
@@ -93,6 +93,16 @@ def _without_adapters(module: nn.Module) -> nn.Module:
         )
     base: nn.Module = module.get_base_layer()
     return base
+
+
+def put(network: nn.Module, name: str, value: Tensor, requires_grad: bool = False) -> None:
+    """Give a network another tensor under a name; the old one, and whoever shares it, is not written to."""
+    owner, _, leaf = name.rpartition(".")
+    module = network.get_submodule(owner)
+    if leaf in module._parameters:
+        module._parameters[leaf] = nn.Parameter(value, requires_grad)
+    else:
+        module._buffers[leaf] = value
 
 
 @contextmanager

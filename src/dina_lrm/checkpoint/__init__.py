@@ -1,8 +1,8 @@
 """A model on disk: our folder, and the authors' published layout."""
 
 from dina_lrm.checkpoint.convert import Conversion, convert_model
-from dina_lrm.checkpoint.describe import describe, load_any, says_hashes, verify
-from dina_lrm.checkpoint.folder import load_model, save_model, verify_model
+from dina_lrm.checkpoint.describe import describe, load_any, verify
+from dina_lrm.checkpoint.folder import load_model, refuse_foreign, save_model, verify_model
 from dina_lrm.checkpoint.format import (
     BaseReference,
     BradleyTerryConfig,
@@ -28,8 +28,8 @@ __all__ = [
     "describe",
     "load_any",
     "load_model",
+    "refuse_foreign",
     "save_model",
-    "says_hashes",
     "verify",
     "verify_model",
 ]

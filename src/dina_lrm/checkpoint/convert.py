@@ -98,7 +98,8 @@ def convert_model(source: Path | str, out: Path | str, to: Layout = OURS, base: 
     else:
         stored = store(read_published(published), base)
         if base is not None:
-            name, _, revision = base.partition("@") if not Path(base).exists() else (base, "", "")
+            local = Path(base).exists()  # named in full: the model will be loaded from elsewhere
+            name, _, revision = (str(Path(base).absolute()), "", "") if local else base.partition("@")
             named = BaseReference(name=name, revision=revision or None)
             stored = replace(stored, config=stored.config.model_copy(update={"base": named}))
         stored = with_release_latents(stored)

@@ -94,8 +94,11 @@ def load_any(
     return load_model(folder, base=base, device=device, dtype=dtype, merge_adapter=merge_adapter)
 
 
-def verify(path: Path | str) -> None:
+def verify(path: Path | str) -> bool:
     """Check a model folder whole, without its base.
+
+    Returns:
+        Whether its contents were held against hashes: the authors' own layout has none.
 
     Raises:
         CheckpointError: the first fault.
@@ -104,17 +107,12 @@ def verify(path: Path | str) -> None:
     published = find_published(folder)
     if published is None:
         verify_model(folder)
-        return
+        return True
     files = read_published(published)
     if files.section is not None:
         check_hashes(published.checkpoint, files.section.files)
     store(files, must_know=False)
-
-
-def says_hashes(path: Path | str) -> bool:
-    """Whether `verify` can hold a model's contents against hashes: ours have them, the authors' layout has none of its own."""
-    published = find_published(resolve(path))
-    return published is None or read_published(published).section is not None
+    return files.section is not None
 
 
 def read_any(path: Path | str, base: str | None = None) -> StoredModel:

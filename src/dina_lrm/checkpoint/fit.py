@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from dina_lrm.backbones import Backbone, BackboneConfig
 from dina_lrm.backbones.base import load_strict
-from dina_lrm.backbones.pipeline import PipelineBackbone, name_of
 from dina_lrm.backbones.registry import backbone_class
 from dina_lrm.backbones.sharing import unwrapped
 from dina_lrm.checkpoint.adapters import Rule, layers_of
@@ -50,6 +49,8 @@ def sketch(config: BackboneConfig, base: Any, revision: str | None = None) -> Sk
         BaseMismatchError: a pipeline of another kind.
         ConfigError: taps that the network does not have.
     """
+    from dina_lrm.backbones.pipeline import PipelineBackbone, name_of  # diffusers: not for who asks what a folder is
+
     cls = backbone_class(config.kind)
     if not issubclass(cls, PipelineBackbone):
         return None

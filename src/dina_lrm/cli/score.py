@@ -46,8 +46,9 @@ def score(
     seed: SeedOption = 0,
     cut_prompt: CutPromptOption = False,
     max_batch_size: Annotated[
-        int, typer.Option("--max-batch-size", metavar="N", min=1, help="Noised pictures in one forward pass.")
-    ] = BATCH_SIZE,
+        int | None,
+        typer.Option("--max-batch-size", metavar="N", min=1, help="Noised pictures in one forward pass, at most."),
+    ] = None,
     device: DeviceOption = "cpu",
     dtype: DtypeOption = Dtype.FLOAT32,
     as_json: JsonOption = False,

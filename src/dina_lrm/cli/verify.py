@@ -20,8 +20,7 @@ def verify(
     """Check a model or preference folder whole; exit 1 and the first fault if it is not."""
     if not path.is_dir():
         raise InputError(f"{path} is no folder; give a model or preference folder")
-    fault = _first_fault(path)
-    hashed = fault is None and _has_hashes(path)
+    fault, hashed = _check(path)
     if as_json:
         print_json({"path": str(path), "whole": fault is None, "fault": fault, "hashed": hashed})
     elif fault is None:
@@ -31,24 +30,16 @@ def verify(
         raise WorkError(fault)
 
 
-def _has_hashes(path: Path) -> bool:
-    if (path / PREFERENCES_FILE).is_file():
-        return True
-    from dina_lrm.checkpoint import says_hashes
-
-    return says_hashes(path)
-
-
-def _first_fault(path: Path) -> str | None:
+def _check(path: Path) -> tuple[str | None, bool]:
+    """The first fault, and whether contents were held against hashes."""
     try:
         if (path / PREFERENCES_FILE).is_file():
             from dina_lrm.data import PreferenceData
 
             PreferenceData.open(path).verify()
-        else:
-            from dina_lrm.checkpoint import verify as verify_model
+            return None, True
+        from dina_lrm.checkpoint import verify as verify_model
 
-            verify_model(path)
+        return None, verify_model(path)
     except InputError as error:
-        return str(error)
-    return None
+        return str(error), False

@@ -38,7 +38,7 @@ def in_chunks(
     while start < count:
         try:
             parts.append(read(slice(start, min(start + size, count))))
-        except (torch.OutOfMemoryError, RuntimeError) as error:
+        except RuntimeError as error:
             if not _is_out_of_memory(error) or with_gradient:
                 raise
             if size == 1:

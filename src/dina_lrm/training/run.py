@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dina_lrm.checkpoint import BaseReference, ModelConfig, save_model
+from dina_lrm.checkpoint import BaseReference, ModelConfig, refuse_foreign, save_model
 from dina_lrm.data import PairBatches, PreferenceData, PromptGroups, collate, collate_groups, unique_prompts
 from dina_lrm.encoding import encode_prompts_once
 from dina_lrm.errors import DataError, WorkError
@@ -65,6 +65,7 @@ class TrainingRun:
             DataError: the latents are not of this backbone, or a split is empty.
         """
         self.config, self.accelerator = config, accelerator
+        refuse_foreign(config.out / "model")  # told now, not after the last step
         self._data = PreferenceData.open(config.data)
         self._pairs = self._data.pairs(config.split)
         if not len(self._pairs):
