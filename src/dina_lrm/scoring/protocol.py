@@ -1,0 +1,115 @@
+"""What can be asked for a reward, whoever answers: a model in this process, or one behind HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, TypeAlias
+
+from PIL import Image
+from torch import Tensor
+
+from dina_lrm.noise import Adaptive, Fusion
+from dina_lrm.types import Comparison, Conditioning, NoisedState, Ranking, Reward
+
+Images: TypeAlias = Sequence[Image.Image] | Tensor
+Candidate: TypeAlias = Image.Image | Tensor
+
+
+class RewardFunction(Protocol):
+    """Asked for rewards; `RewardModel` and `RewardClient` are two of them, and callers cannot tell which they hold.
+
+    The same request gives the same numbers. A failure is an exception: `InputError` for a request that is wrong,
+    `WorkError` for one that could not be answered. It is never a reward of zero.
+    """
+
+    def score(
+        self,
+        *,
+        prompts: Sequence[str] | None = None,
+        conditioning: Conditioning | None = None,
+        images: Images | None = None,
+        latents: Tensor | None = None,
+        sigmas: Sequence[float] = (0.4,),
+        draws: int | Adaptive = 1,
+        fusion: Fusion = "mean",
+        antithetic: bool = False,
+        seed: int | Sequence[int] = 0,
+    ) -> Reward:
+        """Score images or latents under prompts.
+
+        Args:
+            prompts: one, or one a sample; or give `conditioning`.
+            conditioning: encoded prompts; or give `prompts`.
+            images: pictures or pixels `[b 3 y x]` in 0..1; or give `latents`.
+            latents: clean latents `[b c h w]`; or give `images`.
+            sigmas: noise levels, each in [0, 1].
+            draws: noise tensors a level, or `Adaptive` with the standard error to reach.
+            fusion: "mean", "weighted" or "tokens".
+            antithetic: draws come in pairs of a noise and its negative.
+            seed: of the noise; one for all, or one a sample.
+        """
+        ...
+
+    def score_state(self, state: NoisedState, conditioning: Conditioning) -> Reward:
+        """Score a state that is noised already, such as one inside a sampler: nothing is added to it."""
+        ...
+
+    def compare(
+        self,
+        *,
+        prompt: str | None = None,
+        conditioning: Conditioning | None = None,
+        a: Candidate,
+        b: Candidate,
+        sigmas: Sequence[float] = (0.4,),
+        draws: int | Adaptive = 4,
+        fusion: Fusion = "mean",
+        antithetic: bool = False,
+        seed: int = 0,
+        tie_band: float = 0.05,
+    ) -> Comparison:
+        """Probability that a is preferred to b.
+
+        Args:
+            prompt: of both; or give `conditioning`.
+            conditioning: the encoded prompt, a batch of one.
+            a: picture, pixels `[3 y x]` in 0..1, or latents `[c h w]`.
+            b: the other, in the same form.
+            sigmas: noise levels, each in [0, 1].
+            draws: noise tensors a level, or `Adaptive`.
+            fusion: "mean", "weighted" or "tokens".
+            antithetic: draws come in pairs of a noise and its negative.
+            seed: of the noise that both meet.
+            tie_band: probabilities within so much of 1/2 are a tie.
+        """
+        ...
+
+    def rank(
+        self,
+        *,
+        prompt: str | None = None,
+        conditioning: Conditioning | None = None,
+        images: Images | None = None,
+        latents: Tensor | None = None,
+        sigmas: Sequence[float] = (0.4,),
+        draws: int | Adaptive = 1,
+        fusion: Fusion = "mean",
+        antithetic: bool = False,
+        seed: int = 0,
+        tie_band: float = 0.05,
+    ) -> Ranking:
+        """Order candidates for one prompt, best first.
+
+        Args:
+            prompt: of all; or give `conditioning`.
+            conditioning: the encoded prompt, a batch of one.
+            images: pictures or pixels `[b 3 y x]` in 0..1; or give `latents`.
+            latents: clean latents `[b c h w]`; or give `images`.
+            sigmas: noise levels, each in [0, 1].
+            draws: noise tensors a level, or `Adaptive`.
+            fusion: "mean", "weighted" or "tokens".
+            antithetic: draws come in pairs of a noise and its negative.
+            seed: of the noise that all meet.
+            tie_band: probabilities within so much of 1/2 are a tie.
+        """
+        ...
