@@ -1,7 +1,17 @@
 """What a choice is: laws of choice, objectives on them, calibration."""
 
-from dina_lrm.preference.calibration import Calibration
+from dina_lrm.preference.calibration import Calibration, CalibrationLevel, MarginSpread
 from dina_lrm.preference.likelihoods import BradleyTerry, Likelihood, Thurstone
 from dina_lrm.preference.objectives import Objective, fidelity, nll
 
-__all__ = ["BradleyTerry", "Calibration", "Likelihood", "Objective", "Thurstone", "fidelity", "nll"]
+__all__ = [
+    "BradleyTerry",
+    "Calibration",
+    "CalibrationLevel",
+    "Likelihood",
+    "MarginSpread",
+    "Objective",
+    "Thurstone",
+    "fidelity",
+    "nll",
+]
