@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dina_lrm.config import Config
+from dina_lrm.errors import ConfigError
 from dina_lrm.types import Features, FeatureShape, TensorRecord
 
 RMS_NORM_EPS = 1.1920929e-07  # float32's epsilon, whatever the dtype: what torch implies differs between versions
@@ -87,6 +88,16 @@ class RewardHead(nn.Module, ABC):
     @abstractmethod
     def read(self, contexts: HeadContexts) -> Tensor:
         """Read utility `[b]` from tokens, however many."""
+
+    def attention(self, contexts: HeadContexts) -> Tensor:
+        """How much of each query's attention every image token gets, `[b q n]`; sums to 1 over `n`.
+
+        Raises:
+            ConfigError: this head reads its tokens without attention.
+        """
+        raise ConfigError(
+            f"a {type(self).__name__} attends to nothing, so it has no attention map; a query head has one"
+        )
 
     def forward(self, features: Features) -> Tensor:
         """Utility `[b]` of features."""

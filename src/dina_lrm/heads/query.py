@@ -105,6 +105,12 @@ class QueryAttention(nn.Module):
         hidden: Tensor = queries + self.to_out(read.transpose(1, 2).flatten(2))
         return hidden
 
+    def weights(self, queries: Tensor, stream: str, tokens: Tensor) -> Tensor:
+        """`softmax(q k / sqrt(d))` of one stream without a mask, `[b heads q n]`: what `forward` weighs values by."""
+        keys, _ = self.readers[stream](tokens)
+        q, k = self._split(self.to_q(self.norm(queries))), self._split(keys)
+        return (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(dim=-1)
+
     def _split(self, x: Tensor) -> Tensor:
         return x.view(*x.shape[:-1], self.num_heads, -1).transpose(1, 2)
 
@@ -165,10 +171,21 @@ class QueryHead(RewardHead):
 
     def read(self, contexts: HeadContexts) -> Tensor:
         """Queries read both streams, then the image alone; utility is the mean over queries `[b]`."""
-        streams = {"image": contexts.image, "text": contexts.text}
-        masks = {} if contexts.text_mask is None else {"text": contexts.text_mask}
-        queries = self.queries.expand(len(contexts.image), -1, -1)
-        queries = self.attend_image(self.attend_both(queries, streams, masks), streams, {})
+        queries = self.attend_image(self._asked(contexts), {"image": contexts.image}, {})
         queries = queries + self.feed_forward(self.norm_feed_forward(queries))
         utility: Tensor = self.output(self.to_utility(queries).squeeze(-1).mean(dim=1))
         return utility
+
+    def attention(self, contexts: HeadContexts) -> Tensor:
+        """How much of each query's attention every image token gets, `[b q n]`: of `attend_image`, mean over its heads.
+
+        That layer reads the image last, and its queries have read the prompt; in `attend_both` they are still the same
+        for every sample. It says where the head looks, not why the utility is high or low: values may cancel.
+        """
+        return self.attend_image.weights(self._asked(contexts), "image", contexts.image).mean(dim=1)
+
+    def _asked(self, contexts: HeadContexts) -> Tensor:
+        """The queries after they have read both streams `[b q w]`."""
+        streams = {"image": contexts.image, "text": contexts.text}
+        masks = {} if contexts.text_mask is None else {"text": contexts.text_mask}
+        return self.attend_both(self.queries.expand(len(contexts.image), -1, -1), streams, masks)
