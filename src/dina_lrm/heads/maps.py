@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from dina_lrm.errors import ShapeError
@@ -43,7 +44,7 @@ def attention_map(
     grids = [_grid(tokens[scale], height, width) for scale in order]
     finest_height, finest_width = grids[-1]
     whole = weights.new_zeros(*weights.shape[:-1], finest_height, finest_width)
-    for part, (y, x) in zip(weights.split([tokens[scale] for scale in order], dim=-1), grids, strict=True):
+    for part, (y, x) in zip(torch.split(weights, [tokens[scale] for scale in order], dim=-1), grids, strict=True):
         down, across = finest_height // y, finest_width // x
         if (down * y, across * x) != (finest_height, finest_width):
             raise ShapeError(f"a grid of {y} x {x} tokens does not fit one of {finest_height} x {finest_width}")
