@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         ValueRangeError,
         WorkError,
     )
+    from dina_lrm.noise import Adaptive
     from dina_lrm.preference import Calibration
     from dina_lrm.scoring import RewardModel
     from dina_lrm.types import Comparison, Conditioning, Features, NoisedState, PreferenceBatch, Ranking, Reward
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Adaptive",
     "BaseMismatchError",
     "Calibration",
     "CheckpointError",
@@ -55,6 +57,7 @@ __all__ = [
 _ERRORS = "dina_lrm.errors"
 _TYPES = "dina_lrm.types"
 _HOMES = {
+    "Adaptive": "dina_lrm.noise",
     "BaseMismatchError": _ERRORS,
     "Calibration": "dina_lrm.preference",
     "CheckpointError": _ERRORS,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Self
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
@@ -361,13 +361,14 @@ class Reward(TensorRecord):
     Attributes:
         reward: calibrated utility `[b]`: what users and trainers see.
         utility: mean utility over the draws `[b]`, uncalibrated.
-        utility_std: spread of utility over the draws `[b]`; with a single draw, the spread that the model's law of
+        utility_std: spread of utility over draws and levels `[b]`; with a single one, the spread that the model's law of
             choice states for its sigma.
-        standard_error: of `utility` as an estimate over noise `[b]`: measured from two or more draws a level, else from
-            the law.
-        draws: utility of each draw `[b s]`.
+        standard_error: of `utility` as an estimate over noise `[b]`: measured from two or more draws (or antithetic
+            pairs of draws), else from the law.
+        draws: utility of each draw `[b s]`; NaN where a sample was decided before the draw.
         sigmas: noise level of each draw `[s]`; with `fusion="tokens"` the levels `[k]` that each draw joins.
         seed: what the noise was drawn from; one for all, or one a sample; None if the noise was given.
+        spent: how many noised states the network read for each sample `[b]`, int64.
     """
 
     reward: Tensor
@@ -377,6 +378,7 @@ class Reward(TensorRecord):
     draws: Tensor
     sigmas: Tensor
     seed: int | tuple[int, ...] | None
+    spent: Tensor
 
     def __len__(self) -> int:
         return len(self.reward)
@@ -392,6 +394,10 @@ class Comparison:
         margin: utility of a less utility of b.
         reward_a: calibrated reward of a.
         reward_b: calibrated reward of b.
+        tie_band: probabilities within so much of 1/2 are called a tie.
+        decided: False if an adaptive comparison spent its budget before its test was sure; True wherever no test was
+            asked for.
+        spent: how many noised states the network read for the two.
     """
 
     probability: float
@@ -399,6 +405,16 @@ class Comparison:
     margin: float
     reward_a: float
     reward_b: float
+    tie_band: float
+    decided: bool
+    spent: int
+
+    @property
+    def verdict(self) -> Literal["a", "b", "tie"]:
+        """What is preferred; "tie" where `|probability - 1/2| <= tie_band`."""
+        if abs(self.probability - 0.5) <= self.tie_band:
+            return "tie"
+        return "a" if self.probability > 0.5 else "b"
 
 
 @dataclass(frozen=True)
@@ -406,9 +422,13 @@ class Ranking:
     """Candidates in order.
 
     Attributes:
-        order: indices of the candidates, best first.
+        order: indices of the candidates, best first; of the best only, where so many were asked for.
         reward: of each candidate, in the order given.
+        lead: the first of the order (a) against the second (b); None for a single candidate.
+        decided: False if an adaptive ranking spent its budget before its top was sure.
     """
 
     order: tuple[int, ...]
     reward: Reward
+    lead: Comparison | None
+    decided: bool

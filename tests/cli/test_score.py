@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dina_lrm import RewardModel
+from dina_lrm import Adaptive, RewardModel
 from dina_lrm.types import Comparison, Reward
 from tests.golden_fixtures import PIPELINE, PUBLISHED
 
@@ -38,11 +38,12 @@ class StandIn:
     def score(self, *, images: list[Image.Image], **asked: Any) -> Reward:
         self.calls.append({"sizes": [image.size for image in images], **asked})
         values = torch.tensor([float(image.width) for image in images])
-        return Reward(values, values / 2, values, values, values[:, None], torch.tensor(asked["sigmas"]), asked["seed"])
+        sigmas, spent = torch.tensor(asked["sigmas"]), torch.ones(len(values), dtype=torch.int64)
+        return Reward(values, values / 2, values, values, values[:, None], sigmas, asked["seed"], spent)
 
     def compare(self, **asked: Any) -> Comparison:
         self.calls.append(asked)
-        return Comparison(0.75, (0.7, 0.8), 0.5, 2.0, 1.5)
+        return Comparison(0.75, (0.7, 0.8), 0.5, 2.0, 1.5, tie_band=0.05, decided=True, spent=8)
 
 
 @pytest.fixture
@@ -73,6 +74,7 @@ def test_lines_of_json_in_the_order_given(dina, pictures: list[Path], stand_in: 
         "sigmas": [0.2, 0.5],
         "seed": 3,
         "model": "m",
+        "spent": 1,
     }
     assert [call["sizes"] for call in stand_in.calls[1:]] == [[(32, 32), (32, 32), (48, 32), (32, 32)]]
 
@@ -95,7 +97,20 @@ def test_options_reach_the_model(dina, pictures: list[Path], stand_in: StandIn) 
     assert dina("score", "--model", "m", "--prompt", "p", pictures[0], *asked).status == 0
     assert stand_in.calls[0] == {"path": "m", "base": "b", "device": "cpu", "dtype": torch.bfloat16, "revision": "r"}
     call = stand_in.calls[1]
-    assert (call["sigmas"], call["draws"], call["fusion"]) == ((0.1,), 3, "tokens")
+    assert (call["sigmas"], call["draws"], call["fusion"], call["antithetic"]) == ((0.1,), 3, "tokens", False)
+
+
+def test_draws_may_be_left_to_the_model(dina, pictures: list[Path], stand_in: StandIn) -> None:
+    asked = ("--adaptive", 6, "--standard-error", 0.1, "--antithetic", "--fusion", "weighted")
+    assert dina("score", "--model", "m", "--prompt", "p", pictures[0], *asked).status == 0
+    call = stand_in.calls[1]
+    assert call["draws"] == Adaptive(6, standard_error=0.1)
+    assert (call["antithetic"], call["fusion"]) == (True, "weighted")
+    asked = ("--adaptive", 12, "--error-rate", 0.01, "--tie-band", 0.1)
+    assert dina("compare", "--model", "m", "--prompt", "p", *pictures[:2], *asked).status == 0
+    assert stand_in.calls[3]["draws"] == Adaptive(12, 0.01) and stand_in.calls[3]["tie_band"] == 0.1
+    ran = dina("score", "--model", "m", "--prompt", "p", pictures[0], "--adaptive", 6, "--draws", 2)
+    assert ran.status == 2 and "either --draws or --adaptive" in ran.one_line()
 
 
 def test_many_pictures_come_in_batches(dina, pictures: list[Path], stand_in: StandIn) -> None:
@@ -116,6 +131,7 @@ def test_compare(dina, pictures: list[Path], stand_in: StandIn) -> None:
     row = json.loads(ran.out)
     assert (row["probability"], row["interval"], row["margin"]) == (0.75, [0.7, 0.8], 0.5)
     assert (row["reward_a"], row["reward_b"], row["draws"], row["seed"]) == (2.0, 1.5, 8, 0)
+    assert (row["verdict"], row["tie_band"], row["decided"], row["spent"]) == ("a", 0.05, True, 8)
     text = dina("compare", "--model", "m", "--prompt", "a cat", *pictures[:2]).out
     assert "0.750, 95 % interval 0.700 to 0.800" in text and str(pictures[1]) in text
 

@@ -53,7 +53,8 @@ class KnownModel:
             matches = latents[:, 1].mean((1, 2)).round() == conditioning.pooled_prompt_embeds[:, 0]
             utility = torch.where(matches, utility, -utility)
         zeros = torch.zeros_like(utility)
-        return Reward(utility, utility, zeros, zeros, utility[:, None], torch.tensor(sigmas), tuple(seed))
+        spent = torch.ones(len(utility), dtype=torch.int64)
+        return Reward(utility, utility, zeros, zeros, utility[:, None], torch.tensor(sigmas), tuple(seed), spent)
 
 
 @pytest.fixture(scope="session")

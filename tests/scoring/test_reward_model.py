@@ -74,8 +74,10 @@ def test_a_reward_explains_itself(golden_model, golden_conditioning, latents):
     assert reward.draws.shape == (3, 6) and reward.sigmas.shape == (6,)
     assert torch.allclose(reward.utility, reward.draws.mean(dim=1))
     assert torch.allclose(reward.utility_std, reward.draws.std(dim=1))
-    by_level = reward.draws.view(3, 3, 2)
-    assert torch.allclose(reward.standard_error, (by_level.var(dim=1).sum(dim=1) / 3).sqrt() / 2)
+    # A draw is one noise at both levels: draws are independent, the levels of a draw are not.
+    by_draw = reward.draws.view(3, 3, 2).mean(dim=2)
+    assert torch.allclose(reward.standard_error, (by_draw.var(dim=1) / 3).sqrt())
+    assert reward.spent.tolist() == [6, 6, 6]
     assert reward.seed == 0 and len(reward) == 3
 
 

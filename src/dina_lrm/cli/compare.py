@@ -8,19 +8,27 @@ from typing import Annotated
 import typer
 
 from dina_lrm.cli.options import (
+    DEFAULT_TIE_BAND,
+    AdaptiveOption,
+    AntitheticOption,
     BaseOption,
     CutPromptOption,
     DeviceOption,
+    DrawsOption,
     Dtype,
     DtypeOption,
     EnsembleOption,
+    FusionOption,
+    FusionRule,
     JsonOption,
     ModelOption,
     PromptOption,
     RevisionOption,
     SeedOption,
     SigmaOption,
+    TieBandOption,
     load_model,
+    read_draws,
     read_sigmas,
     whole_prompt,
 )
@@ -36,7 +44,14 @@ def compare(
     revision: RevisionOption = None,
     sigma: SigmaOption = None,
     ensemble: EnsembleOption = None,
-    draws: Annotated[int, typer.Option("--draws", metavar="N", help="Noise tensors a level.")] = 4,
+    fusion: FusionOption = FusionRule.MEAN,
+    draws: DrawsOption = None,
+    adaptive: AdaptiveOption = None,
+    error_rate: Annotated[
+        float, typer.Option("--error-rate", metavar="P", help="How often --adaptive may differ from all its draws.")
+    ] = 0.05,
+    antithetic: AntitheticOption = False,
+    tie_band: TieBandOption = DEFAULT_TIE_BAND,
     seed: SeedOption = 0,
     cut_prompt: CutPromptOption = False,
     device: DeviceOption = "cpu",
@@ -45,12 +60,23 @@ def compare(
 ) -> None:
     """Probability that A is preferred to B, with its 95 % interval over noise."""
     levels = read_sigmas(sigma, ensemble)
+    how_often = read_draws(draws, 4, adaptive, error_rate)
     from dina_lrm.scoring import open_image
 
     pictures = open_image(a), open_image(b)
     scorer = load_model(model, base, device, dtype, revision)
     with whole_prompt(cut_prompt):
-        found = scorer.compare(prompt=prompt, a=pictures[0], b=pictures[1], sigmas=levels, draws=draws, seed=seed)
+        found = scorer.compare(
+            prompt=prompt,
+            a=pictures[0],
+            b=pictures[1],
+            sigmas=levels,
+            draws=how_often,
+            fusion=fusion.value,
+            antithetic=antithetic,
+            seed=seed,
+            tie_band=tie_band,
+        )
     if as_json:
         print_json(
             {
@@ -63,13 +89,20 @@ def compare(
                 "reward_a": found.reward_a,
                 "reward_b": found.reward_b,
                 "sigmas": list(levels),
-                "draws": draws,
+                "draws": adaptive or how_often,
                 "seed": seed,
                 "model": model,
+                "verdict": found.verdict,
+                "tie_band": found.tie_band,
+                "decided": found.decided,
+                "spent": found.spent,
             }
         )
     else:
         low, high = found.interval
+        verdict = {"a": "A is preferred", "b": "B is preferred", "tie": "a tie"}[found.verdict]
+        unsure = "" if found.decided else ", undecided when the draws were spent"
+        print(f"{verdict}{unsure} ({found.spent} noised pictures read)")
         print(f"P(A preferred to B) = {found.probability:.3f}, 95 % interval {low:.3f} to {high:.3f}")
         print(f"reward of A {found.reward_a:.4f}  {a}")
         print(f"reward of B {found.reward_b:.4f}  {b}")

@@ -14,9 +14,11 @@ import typer
 from dina_lrm.errors import InputError, PromptCutWarning, ValueRangeError
 
 if TYPE_CHECKING:
+    from dina_lrm.noise import Adaptive
     from dina_lrm.scoring import RewardModel
 
 DEFAULT_SIGMA = 0.4
+DEFAULT_TIE_BAND = 0.05
 
 
 class Dtype(StrEnum):
@@ -32,6 +34,7 @@ class FusionRule(StrEnum):
 
     MEAN = "mean"
     TOKENS = "tokens"
+    WEIGHTED = "weighted"
 
 
 ModelOption = Annotated[str, typer.Option("--model", metavar="M", help="Model folder or hub id.")]
@@ -52,6 +55,23 @@ SigmaOption = Annotated[
 ]
 EnsembleOption = Annotated[
     str | None, typer.Option("--ensemble", metavar="S,S,...", help="Several noise levels, e.g. 0.2,0.5,0.7.")
+]
+FusionOption = Annotated[
+    FusionRule,
+    typer.Option(
+        "--fusion",
+        help="mean averages the levels; weighted weighs them by certainty; tokens reads them jointly, as the paper does.",
+    ),
+]
+DrawsOption = Annotated[int | None, typer.Option("--draws", metavar="N", help="Noise tensors a level.")]
+AdaptiveOption = Annotated[
+    int | None, typer.Option("--adaptive", metavar="N", help="Draw until it is decided, at most N times a level.")
+]
+AntitheticOption = Annotated[
+    bool, typer.Option("--antithetic", help="Draws come in pairs of a noise and its negative.")
+]
+TieBandOption = Annotated[
+    float, typer.Option("--tie-band", metavar="D", help="Probabilities within so much of 0.5 are called a tie.")
 ]
 SeedOption = Annotated[int, typer.Option("--seed", help="Of the noise: the same seed gives the same score.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps.")]
@@ -85,6 +105,35 @@ def read_sigmas(sigma: float | None, ensemble: str | None) -> tuple[float, ...]:
         if not 0 <= level <= 1:
             raise ValueRangeError(f"sigma must lie in [0, 1], got {level:g}")
     return levels
+
+
+def read_draws(
+    draws: int | None, default: int, adaptive: int | None, error_rate: float = 0.05, standard_error: float | None = None
+) -> int | Adaptive:
+    """How often to draw, as `--draws` or `--adaptive` say.
+
+    Args:
+        draws: a number, if given.
+        default: where neither is given.
+        adaptive: most draws, if given.
+        error_rate: of a decision.
+        standard_error: of a score that is drawn until then.
+
+    Returns:
+        The number, or the rule that finds it.
+
+    Raises:
+        ValueRangeError: both were given, or a standard error without `--adaptive`.
+    """
+    from dina_lrm.noise import Adaptive
+
+    if draws is not None and adaptive is not None:
+        raise ValueRangeError("give either --draws or --adaptive, and not both")
+    if adaptive is not None:
+        return Adaptive(adaptive, error_rate, standard_error)
+    if standard_error is not None:
+        raise ValueRangeError("--standard-error is reached by drawing until then: give --adaptive N with it")
+    return default if draws is None else draws
 
 
 def _numbers(text: str) -> tuple[float, ...]:

@@ -8,12 +8,16 @@ from typing import Annotated
 import typer
 
 from dina_lrm.cli.options import (
+    AdaptiveOption,
+    AntitheticOption,
     BaseOption,
     CutPromptOption,
     DeviceOption,
+    DrawsOption,
     Dtype,
     DtypeOption,
     EnsembleOption,
+    FusionOption,
     FusionRule,
     JsonOption,
     ModelOption,
@@ -22,6 +26,7 @@ from dina_lrm.cli.options import (
     SeedOption,
     SigmaOption,
     load_model,
+    read_draws,
     read_sigmas,
     whole_prompt,
 )
@@ -38,11 +43,13 @@ def score(
     revision: RevisionOption = None,
     sigma: SigmaOption = None,
     ensemble: EnsembleOption = None,
-    fusion: Annotated[
-        FusionRule,
-        typer.Option("--fusion", help="mean averages the levels; tokens reads them jointly, as the paper does."),
-    ] = FusionRule.MEAN,
-    draws: Annotated[int, typer.Option("--draws", metavar="N", help="Noise tensors a level.")] = 1,
+    fusion: FusionOption = FusionRule.MEAN,
+    draws: DrawsOption = None,
+    adaptive: AdaptiveOption = None,
+    standard_error: Annotated[
+        float | None, typer.Option("--standard-error", metavar="E", help="What --adaptive is to reach, in utility.")
+    ] = None,
+    antithetic: AntitheticOption = False,
     seed: SeedOption = 0,
     cut_prompt: CutPromptOption = False,
     max_batch_size: Annotated[
@@ -55,6 +62,7 @@ def score(
 ) -> None:
     """Score pictures under a prompt: a line each, reward and standard error."""
     levels = read_sigmas(sigma, ensemble)
+    how_often = read_draws(draws, 1, adaptive, standard_error=standard_error)
     import torch
 
     from dina_lrm.scoring import open_image
@@ -71,14 +79,15 @@ def score(
                 images=[open_image(path) for path in paths],
                 conditioning=conditioning,
                 sigmas=levels,
-                draws=draws,
+                draws=how_often,
                 fusion=fusion.value,
+                antithetic=antithetic,
                 seed=seed,
                 max_batch_size=max_batch_size,
             )
-        numbers = (answer.reward, answer.utility, answer.utility_std, answer.standard_error)
+        numbers = (answer.reward, answer.utility, answer.utility_std, answer.standard_error, answer.spent)
         used = [round(level, 6) for level in answer.sigmas.tolist()]
-        for path, reward, utility, utility_std, standard_error in zip(
+        for path, reward, utility, utility_std, error, spent in zip(
             paths, *(values.tolist() for values in numbers), strict=True
         ):
             if as_json:
@@ -89,11 +98,12 @@ def score(
                         "reward": reward,
                         "utility": utility,
                         "utility_std": utility_std,
-                        "standard_error": standard_error,
+                        "standard_error": error,
                         "sigmas": used,
                         "seed": seed,
                         "model": model,
+                        "spent": spent,
                     }
                 )
             else:
-                print(f"{reward:9.4f} +- {standard_error:.4f}  {path}", flush=True)
+                print(f"{reward:9.4f} +- {error:.4f}  {path}", flush=True)

@@ -4,18 +4,23 @@ from dina_lrm.metrics.accuracy import PairCredit, pair_credit
 from dina_lrm.metrics.calibration import Reliability, brier_score, reliability, soft_nll
 from dina_lrm.metrics.intervals import Estimate, cluster_index, clustered_mean, wilson_interval
 from dina_lrm.metrics.order import kendall_tau, kendall_tau_by_group
+from dina_lrm.metrics.sequential import SequentialTest, Spread, moderated, student_quantile
 
 __all__ = [
     "Estimate",
     "PairCredit",
     "Reliability",
+    "SequentialTest",
+    "Spread",
     "brier_score",
     "cluster_index",
     "clustered_mean",
     "kendall_tau",
     "kendall_tau_by_group",
+    "moderated",
     "pair_credit",
     "reliability",
     "soft_nll",
+    "student_quantile",
     "wilson_interval",
 ]
