@@ -48,7 +48,7 @@ def attention_map(
         down, across = finest_height // y, finest_width // x
         if (down * y, across * x) != (finest_height, finest_width):
             raise ShapeError(f"a grid of {y} x {x} tokens does not fit one of {finest_height} x {finest_width}")
-        coarse = part.unflatten(-1, (y, x)) / (down * across)
+        coarse = part.view(*part.shape[:-1], y, x) / (down * across)
         whole = whole + coarse.repeat_interleave(down, -2).repeat_interleave(across, -1)
     return whole
 
