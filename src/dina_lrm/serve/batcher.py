@@ -1,0 +1,171 @@
+"""Who is read next: tasks of many clients in line, cut into batches of one kind.
+
+A batch holds units of one key, as many as fit. It leaves when it is full, or when its oldest task has waited long enough.
+Clients take turns for every place in it: whoever was given fewest states is next, so that one with hundreds of tasks
+delays another with a single one by no more than a batch. Nothing here knows threads, or has a clock of its own.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import deque
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+
+@dataclass(eq=False, kw_only=True)
+class Task:
+    """Work in line, in units that may be read apart from each other.
+
+    Attributes:
+        client: whose turn it takes.
+        ticket: order among the client's own tasks, lower first.
+        key: only tasks of one key share a batch.
+        size: units.
+        weight: states that one unit takes.
+        leaves_at: the moment after which it waits for no company.
+        taken: units that were handed out.
+    """
+
+    client: str
+    ticket: int
+    key: Hashable
+    size: int
+    weight: int
+    leaves_at: float
+    taken: int = 0
+
+    @property
+    def states(self) -> int:
+        """Those still in line."""
+        return (self.size - self.taken) * self.weight
+
+
+W = TypeVar("W", bound=Task)
+
+
+@dataclass(frozen=True)
+class Share(Generic[W]):
+    """Units `start` to `stop` of a task, in a batch."""
+
+    task: W
+    start: int
+    stop: int
+
+    @property
+    def states(self) -> int:
+        """How many they are."""
+        return (self.stop - self.start) * self.task.weight
+
+
+@dataclass
+class _Lane(Generic[W]):
+    """Tasks of one key, the oldest first, and their states."""
+
+    tasks: dict[W, None] = field(default_factory=dict)
+    states: int = 0
+
+    def leaves_at(self, max_batch_size: int) -> float:
+        """The moment from which a batch of them may leave."""
+        return -math.inf if self.states >= max_batch_size else next(iter(self.tasks)).leaves_at
+
+
+@dataclass
+class _Account:
+    """Of one client: tasks in line, and states given to it, on a scale that newcomers enter where the others are."""
+
+    served: int
+    tasks: int = 0
+
+
+class Batcher(Generic[W]):
+    """Tasks in line.
+
+    Attributes:
+        max_batch_size: most states in a batch; a single unit of more goes alone.
+    """
+
+    def __init__(self, max_batch_size: int) -> None:
+        self.max_batch_size = max_batch_size
+        self._lanes: dict[Hashable, _Lane[W]] = {}
+        self._accounts: dict[str, _Account] = {}
+        self._turn = 0  # what the client was given that led the last batch
+
+    @property
+    def states(self) -> int:
+        """All that are in line."""
+        return sum(lane.states for lane in self._lanes.values())
+
+    @property
+    def leaves_at(self) -> float | None:
+        """The moment from which a batch may leave; None with nothing in line."""
+        return min((lane.leaves_at(self.max_batch_size) for lane in self._lanes.values()), default=None)
+
+    def put(self, task: W) -> None:
+        """Stand in line."""
+        lane = self._lanes.setdefault(task.key, _Lane())
+        lane.tasks[task] = None
+        lane.states += task.states
+        self._accounts.setdefault(task.client, _Account(self._turn)).tasks += 1
+
+    def drop(self, task: W) -> None:
+        """Leave the line, whatever is left of the task; nothing happens if it stands in none."""
+        lane = self._lanes.get(task.key)
+        if lane is None or task not in lane.tasks:
+            return
+        del lane.tasks[task]
+        lane.states -= task.states
+        if not lane.tasks:
+            del self._lanes[task.key]
+        account = self._accounts[task.client]
+        account.tasks -= 1
+        if not account.tasks:
+            del self._accounts[task.client]
+
+    def take(self, now: float) -> list[Share[W]]:
+        """The next batch, out of the line; empty if none may leave yet."""
+        ready = [lane for lane in self._lanes.values() if lane.leaves_at(self.max_batch_size) <= now]
+        if not ready:
+            return []
+        lead = min((task for lane in ready for task in lane.tasks), key=self._precedence)
+        self._turn = max(self._turn, self._accounts[lead.client].served)
+        chosen = self._choose(self._lanes[lead.key], lead.weight)
+        shares = [Share(task, task.taken, task.taken + units) for task, units in chosen.items()]
+        for share in shares:
+            self._hand_out(share)
+        return shares
+
+    def _precedence(self, task: W) -> tuple[int, int]:
+        return self._accounts[task.client].served, task.ticket
+
+    def _choose(self, lane: _Lane[W], weight: int) -> dict[W, int]:
+        """Units of each task in the next batch: place after place goes to the client that was given least."""
+        lines: dict[str, deque[W]] = {}
+        for task in sorted(lane.tasks, key=lambda task: task.ticket):
+            lines.setdefault(task.client, deque()).append(task)
+        turns = [(*self._precedence(line[0]), client) for client, line in lines.items()]
+        heapq.heapify(turns)
+        chosen: dict[W, int] = {}
+        places = max(1, self.max_batch_size // weight)
+        while turns and places:
+            served, _, client = turns[0]
+            line = lines[client]
+            chosen[line[0]] = chosen.get(line[0], 0) + 1
+            places -= 1
+            if chosen[line[0]] == line[0].size - line[0].taken:
+                line.popleft()
+            if line:
+                heapq.heapreplace(turns, (served + weight, line[0].ticket, client))
+            else:
+                heapq.heappop(turns)
+        return chosen
+
+    def _hand_out(self, share: Share[W]) -> None:
+        task = share.task
+        self._accounts[task.client].served += share.states
+        self._lanes[task.key].states -= share.states
+        task.taken = share.stop
+        if task.taken == task.size:
+            self.drop(task)
