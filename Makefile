@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml hatch_build.py constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) (a few minutes the first time)" >&2
-	@$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt -e '.[dev,report]'
+	@$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt -e '.[dev,report,serve,browser]'
 	@touch $@
 
 demo: $(STAMP) ## the main job on the embedded emoji world; ends with the path of report.html (OUT=runs/demo)

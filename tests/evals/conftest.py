@@ -43,6 +43,7 @@ class KnownModel:
         sigmas: tuple[float, ...],
         draws: int,
         fusion: str,
+        antithetic: bool,
         seed: list[int],
         max_batch_size: int,
     ) -> Reward:

@@ -158,6 +158,7 @@ def _score(
             sigmas=rule.sigmas,
             draws=rule.draws,
             fusion=rule.fusion,
+            antithetic=rule.antithetic,
             seed=[prompt_seed(own, seed) for _, own, _ in part],
             max_batch_size=max_batch_size,
         )
@@ -204,7 +205,7 @@ def make_card(scored: ScoredSplit, likelihood: Likelihood, bins: int = 10) -> Ev
         split=view.split,
         rule=rule.label,
         sigmas=rule.sigmas,
-        draws=rule.draws,
+        draws=rule.max_draws,
         fusion=rule.fusion,
         prompts_shown=scored.prompts_shown,
         seed=scored.seed,

@@ -25,7 +25,7 @@ class ScoringRule(NoiseEnsemble):
     def label(self) -> str:
         """Such as `sigma 0.4` or `tokens 0.2, 0.5, 0.7`."""
         levels = ", ".join(f"{s:g}" for s in self.sigmas)
-        times = f" × {self.draws} draws" if self.draws > 1 else ""
+        times = f" × {self.max_draws} draws" if self.max_draws > 1 else ""
         return (f"sigma {levels}" if len(self.sigmas) == 1 else f"{self.fusion} {levels}") + times
 
     @property

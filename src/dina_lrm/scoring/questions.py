@@ -177,7 +177,8 @@ class Asker:
 
     def state(self, state: NoisedState, conditioning: Conditioning) -> Question[Reward]:
         """Reward of states that are noised already: nothing is added to them."""
-        utility = yield Reading(state, conditioning, torch.arange(len(state), device=state.sigma.device))
+        rows = torch.arange(len(state), device=state.sigma.device) % len(conditioning)
+        utility = yield Reading(state, conditioning, rows)
         spread = self.law.variance(state.sigma.float()).sqrt()
         one_level = bool((state.sigma == state.sigma[0]).all())
         reward = torch.cat(

@@ -128,7 +128,7 @@ class Draws:
         """Draws `[... draws]` to what is independent: antithetic pairs are averaged."""
         if not self.ensemble.antithetic:
             return values
-        return values.unflatten(-1, (-1, 2)).mean(dim=-1)
+        return values.view(*values.shape[:-1], -1, 2).mean(dim=-1)
 
     def _mean(self, values: Tensor) -> Tensor:
         if bool((self.count == values.shape[1]).all()):

@@ -1,0 +1,1 @@
+"""Many processes: what an engine for fleets needs to run us; nothing else knows of it."""
