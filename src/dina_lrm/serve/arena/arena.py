@@ -1,0 +1,369 @@
+"""The arena: which pair a voter sees, what the vote was, and how voters and model agree."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import secrets
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from dina_lrm.config import Config
+from dina_lrm.data import PreferenceData
+from dina_lrm.errors import DataError, DinaError
+from dina_lrm.serve.arena.agreement import Agreement
+from dina_lrm.serve.arena.export import Encode, export_votes
+from dina_lrm.serve.arena.judge import Judge, NoJudge
+from dina_lrm.serve.arena.selection import (
+    Pair,
+    expected_information,
+    ordered,
+    pairs_of,
+    random_pair,
+    set_apart,
+    tally,
+)
+from dina_lrm.serve.arena.source import CandidateSource, open_source
+from dina_lrm.serve.arena.store import Choice, Sampling, Vote, VoteStore
+from dina_lrm.serve.arena.tickets import NONCE_BYTES, Showing, TicketOffice
+
+log = logging.getLogger(__name__)
+
+
+class ArenaSettings(Config):
+    """How the arena picks pairs and looks at candidates.
+
+    Attributes:
+        random_share: of the prompts, set apart for random pairs; and of the pairs shown, how many are of them. The store
+            keeps it with the seed: prompts never change sides.
+        prior_votes: how many votes the model's opinion of a pair is worth when the next pair is picked.
+        pool: prompts among whose pairs the next one is picked.
+        ahead: prompts whose candidates are scored in the background when a pair is asked for.
+        sigmas: noise levels at which candidates are scored.
+        draws: noise tensors a level.
+        seed: of everything: prompts set apart, order of pairs, sides, and noise.
+    """
+
+    random_share: float = Field(1 / 3, gt=0, le=1)
+    prior_votes: float = Field(2.0, gt=0)
+    pool: int = Field(16, ge=1)
+    ahead: int = Field(2, ge=0)
+    sigmas: tuple[float, ...] = (0.4,)
+    draws: int = Field(4, ge=1)
+    seed: int = Field(0, ge=0)
+
+
+class ShownPair(BaseModel):
+    """A pair for a voter's eyes.
+
+    Attributes:
+        pair: the ticket to vote under; null if the voter has seen every pair.
+        prompt: of both pictures.
+        left: name of the picture on the left, of `/v1/arena/pictures/NAME`.
+        right: of the picture on the right.
+        answered: how many answers this voter has given, skips among them.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    pair: str | None
+    prompt: str | None
+    left: str | None
+    right: str | None
+    answered: int
+
+
+class ArenaStats(BaseModel):
+    """Where the arena stands.
+
+    Attributes:
+        source: name of the collection of candidates.
+        prompts: how many have two candidates or more.
+        candidates: of these prompts.
+        voters: who have answered.
+        answers: votes and skips.
+        model: who is compared with; null where no model is loaded.
+        unscored: decided votes whose candidates the model has not scored yet.
+        random: agreement on pairs at random: an estimate for all pairs of the collection.
+        active: on pairs picked because the model was unsure: lower than that, and no estimate of it.
+        mine: on the random pairs of the voter who asks; null if nobody is named.
+        mine_active: on the other pairs of the voter who asks.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    source: str
+    prompts: int
+    candidates: int
+    voters: int
+    answers: int
+    model: str | None
+    unscored: int
+    random: Agreement
+    active: Agreement
+    mine: Agreement | None
+    mine_active: Agreement | None
+
+
+class Arena:
+    """Blind comparisons, chosen and counted.
+
+    Nothing that a voter is sent tells what the model thinks, where a picture came from, or how the pair was picked.
+
+    Attributes:
+        source: of the candidates.
+        store: of votes and utilities.
+        settings: how pairs are picked.
+        judge: whose opinion guides the choice and is compared with.
+    """
+
+    def __init__(
+        self,
+        source: CandidateSource,
+        store: VoteStore,
+        settings: ArenaSettings | None = None,
+        judge: Judge | None = None,
+    ) -> None:
+        self.source, self.store = source, store
+        self.settings = settings or ArenaSettings()
+        self.judge = judge or NoJudge()
+        self._office = TicketOffice(store.secret, source.prompt_of)
+        prompts = sorted(source.by_prompt)
+        apart = set_apart(prompts, self.settings.random_share, self.settings.seed)
+        self._prompts: dict[Sampling, list[str]] = {
+            "random": [prompt for prompt in prompts if prompt in apart],
+            "active": [prompt for prompt in prompts if prompt not in apart],
+        }
+        self._check()
+        self._voted = {vote.prompt for vote in store.votes()}
+        self._scored: dict[str, set[str]] = {}
+        self._scoring: dict[str, asyncio.Task[None]] = {}
+
+    def _check(self) -> None:
+        """Refuse a store that belongs to something else."""
+        path, asked = self.store.path, f"random_share {self.settings.random_share:g}, seed {self.settings.seed}"
+        kept = self.store.fact("settings", asked)
+        if kept != asked:
+            raise DataError(
+                f"{path} was made with {kept}, now {asked} is asked for: prompts would change sides; name another"
+            )
+        lost = self.store.candidates() - self.source.prompt_of.keys()
+        if lost:
+            raise DataError(
+                f"{path} has votes on {min(lost)!r}, which {self.source.name} lacks; name the folder that was voted on, or "
+                "another file"
+            )
+
+    @classmethod
+    def open(
+        cls, folder: str | Path, store: str | Path, settings: ArenaSettings | None = None, split: str | None = None
+    ) -> Arena:
+        """Open an arena.
+
+        Args:
+            folder: a preference folder, or one with `prompts.jsonl`.
+            store: of the votes, an SQLite file; made if need be.
+            settings: how pairs are picked.
+            split: of a preference folder, to take only its prompts.
+
+        Returns:
+            The arena, without a judge.
+
+        Raises:
+            DataError: either cannot be read, or they do not belong together.
+        """
+        return cls(open_source(folder, split), VoteStore.open(store), settings)
+
+    def close(self) -> None:
+        """Stop asking the judge, and close the store."""
+        for task in self._scoring.values():
+            task.cancel()
+        self.store.close()
+
+    def picture(self, name: str) -> bytes | None:
+        """The WebP of a picture, by the name in a pair; None if there is none."""
+        candidate = self._office.candidate(name)
+        return None if candidate is None else self.source.shown(candidate)
+
+    def next_pair(self, voter: str) -> ShownPair:
+        """A pair for a voter; a fresh one each time for whoever has no name.
+
+        For a named voter it is a function of seed, name, number of answers, and what is voted and scored so far: asking
+        again is no way to fish for another pair.
+
+        Args:
+            voter: a name that the voter keeps; empty if none.
+
+        Returns:
+            The pair, without what would sway a voter.
+        """
+        answers = self.store.votes(voter=voter) if voter else []
+        nonce = secrets.token_bytes(NONCE_BYTES)
+        if voter:
+            nonce = random.Random(f"{self.settings.seed}\n{voter}\n{len(answers)}").randbytes(NONCE_BYTES)
+        rng = random.Random(self.settings.seed.to_bytes(8, "big") + nonce)
+        seen = {ordered(vote.left, vote.right) for vote in answers}
+        kinds: list[Sampling] = ["random", "active"]
+        if rng.random() >= self.settings.random_share:
+            kinds.reverse()
+        for sampling in kinds:
+            pair = self._pick(sampling, seen, rng)
+            if pair is not None:
+                left, right = pair if rng.random() < 0.5 else (pair[1], pair[0])
+                ticket = self._office.issue(Showing(left, right, sampling, nonce))
+                sides = self._office.picture(left), self._office.picture(right)
+                return ShownPair(
+                    pair=ticket,
+                    prompt=self.source.prompt_of[left],
+                    left=sides[0],
+                    right=sides[1],
+                    answered=len(answers),
+                )
+        return ShownPair(pair=None, prompt=None, left=None, right=None, answered=len(answers))
+
+    def vote(self, ticket: str, choice: Choice, voter: str) -> bool:
+        """Write an answer down.
+
+        Args:
+            ticket: of the pair.
+            choice: what was chosen.
+            voter: the name under which the pair was asked for; empty if none.
+
+        Returns:
+            False if the same answer stood there already.
+
+        Raises:
+            TicketError: no ticket of this arena.
+            AlreadyVotedError: this voter answered otherwise before.
+        """
+        showing = self._office.read(ticket)
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        prompt = self.source.prompt_of[showing.left]
+        vote = Vote(ticket, voter, prompt, showing.left, showing.right, choice, showing.sampling, now)
+        fresh = self.store.add(vote)
+        self._voted.add(prompt)
+        return fresh
+
+    def stats(self, voter: str = "") -> ArenaStats:
+        """Where the arena stands; the random pairs alone estimate how far voters and model agree.
+
+        Args:
+            voter: whose own numbers are wanted too; empty for nobody's.
+        """
+        votes = self.store.votes()
+        identity = self.judge.identity
+        named = sorted({name for vote in votes for name in (vote.left, vote.right)})
+        known = {} if identity is None else self.store.utilities(identity, named)
+
+        def agreement(sampling: Sampling, among: Sequence[Vote]) -> Agreement:
+            chosen = [vote for vote in among if vote.sampling == sampling]
+            return Agreement.of(chosen, known, self.judge.probability if known else NoJudge().probability)
+
+        mine = [vote for vote in votes if vote.voter == voter] if voter else []
+        on_random, on_active = agreement("random", votes), agreement("active", votes)
+        return ArenaStats(
+            source=self.source.name,
+            prompts=len(self.source.by_prompt),
+            candidates=len(self.source.prompt_of),
+            voters=len({vote.voter for vote in votes}),
+            answers=len(votes),
+            model=None if identity is None else identity.rpartition(":")[0],
+            unscored=sum(one.decided - one.compared for one in (on_random, on_active)),
+            random=on_random,
+            active=on_active,
+            mine=agreement("random", mine) if voter else None,
+            mine_active=agreement("active", mine) if voter else None,
+        )
+
+    def export(
+        self, folder: str | Path, encode: Encode | None = None, backbone: Mapping[str, Any] | None = None
+    ) -> PreferenceData:
+        """Write the votes as a preference folder: split "test" of random pairs, "train" of those picked by the model.
+
+        Args:
+            folder: where; a preference folder that lies there is replaced.
+            encode: pictures to latents, such as `RewardModel.encode_images`; not needed where the source has latents.
+            backbone: what `encode` stands on, such as `Backbone.signature()`.
+
+        Returns:
+            The folder, opened.
+
+        Raises:
+            DataError: nobody has voted, or the candidates' latents have several shapes.
+        """
+        return export_votes(folder, self.source, self.store.votes(), encode, backbone or {})
+
+    def look_ahead(self) -> None:
+        """Have candidates scored in the background, inside a running event loop: of what was voted on, then of others."""
+        identity = self.judge.identity
+        if identity is None:
+            return
+        ready = self._ready(identity)
+        others = self._prompts["active"]
+        for prompt in (*self._voted, *random.sample(others, len(others))):
+            if len(self._scoring) >= self.settings.ahead:
+                return
+            if prompt not in ready and prompt not in self._scoring:
+                self._scoring[prompt] = asyncio.create_task(self._score(prompt, identity))
+
+    async def settled(self) -> None:
+        """Wait until nothing is being scored."""
+        while self._scoring:
+            await asyncio.gather(*self._scoring.values())
+
+    async def _score(self, prompt: str, identity: str) -> None:
+        candidates = self.source.by_prompt[prompt]
+        try:
+            found = await self.judge.utilities(prompt, candidates)
+            if self.judge.identity == identity:  # else another model may have answered
+                utilities = dict(zip(candidates, found, strict=True))
+                await asyncio.to_thread(self.store.add_utilities, identity, utilities)
+                self._ready(identity).add(prompt)
+        except DinaError as error:
+            # No vote hangs on it: the pair is shown all the same, and scored another time.
+            log.warning("arena: candidates of a prompt could not be scored: %s", error)
+            return
+        finally:
+            del self._scoring[prompt]
+        if not self._voted <= self._ready(identity):
+            self.look_ahead()
+
+    def _ready(self, identity: str) -> set[str]:
+        """Prompts whose candidates a model has scored, all of them."""
+        if identity not in self._scored:
+            known = self.store.scored(identity)
+            by_prompt = self.source.by_prompt
+            self._scored[identity] = {prompt for prompt, names in by_prompt.items() if known.issuperset(names)}
+        return self._scored[identity]
+
+    def _pick(self, sampling: Sampling, seen: set[Pair], rng: random.Random) -> Pair | None:
+        """A pair that this voter has not seen; None if there is none left."""
+        picked = self._most_telling(seen, rng) if sampling == "active" else None
+        return picked or random_pair(self.source.by_prompt, self._prompts[sampling], seen, rng)
+
+    def _most_telling(self, seen: set[Pair], rng: random.Random) -> Pair | None:
+        """The pair whose next vote is expected to tell most, among scored prompts; None where there is none."""
+        identity = self.judge.identity
+        if identity is None:
+            return None
+        scored = self._ready(identity)
+        ready = [prompt for prompt in self._prompts["active"] if prompt in scored]
+        pool = rng.sample(ready, min(self.settings.pool, len(ready)))
+        pairs = [pair for prompt in pool for pair in pairs_of(self.source.by_prompt[prompt]) if pair not in seen]
+        if not pairs:
+            return None
+        utilities = self.store.utilities(identity, [name for prompt in pool for name in self.source.by_prompt[prompt]])
+        margins = torch.tensor([utilities[one] - utilities[other] for one, other in pairs], dtype=torch.float64)
+        votes = tally(self.store.votes(prompts=pool))
+        counts = torch.tensor([votes.get(pair, (0.0, 0.0)) for pair in pairs], dtype=torch.float64)
+        told = expected_information(
+            self.judge.probability(margins), counts[:, 0], counts[:, 1], self.settings.prior_votes
+        )
+        best = (told >= told.max() * (1 - 1e-9)).nonzero().flatten().tolist()
+        return pairs[rng.choice(best)]

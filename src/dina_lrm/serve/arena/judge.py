@@ -1,0 +1,102 @@
+"""What the served model thinks of the arena's candidates: asked in the background, kept in the store."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from dina_lrm.errors import DinaError
+from dina_lrm.noise import NoiseEnsemble
+from dina_lrm.scoring import RewardModel
+from dina_lrm.scoring.questions import Candidates
+from dina_lrm.serve.arena.source import CandidateSource
+from dina_lrm.serve.engine import Engine
+from dina_lrm.serve.models import ModelPool
+
+CLIENT = "arena"  # takes turns with the server's other clients
+
+
+class Judge(ABC):
+    """Utilities of candidates, and what a margin of them means."""
+
+    @property
+    @abstractmethod
+    def identity(self) -> str | None:
+        """Under which its utilities are kept: it changes when they would. None where nobody judges."""
+
+    @abstractmethod
+    async def utilities(self, prompt: str, candidates: Sequence[str]) -> list[float]:
+        """Utility of each candidate of a prompt; all meet the same noise."""
+
+    @abstractmethod
+    def probability(self, margins: Tensor) -> Tensor:
+        """P(first preferred) for utility margins `[n]`."""
+
+
+class NoJudge(Judge):
+    """In an arena that no model watches: every pair is as good as any other."""
+
+    @property
+    def identity(self) -> str | None:
+        return None
+
+    async def utilities(self, prompt: str, candidates: Sequence[str]) -> list[float]:
+        raise NotImplementedError("nobody judges")
+
+    def probability(self, margins: Tensor) -> Tensor:
+        return torch.full_like(margins, 0.5)
+
+
+class EngineJudge(Judge):
+    """The server's default model, whichever that is at the time: models come and go.
+
+    Attributes:
+        source: of pictures or latents.
+        ensemble: how candidates are looked at.
+        seed: of the noise.
+    """
+
+    def __init__(self, pool: ModelPool, source: CandidateSource, ensemble: NoiseEnsemble, seed: int) -> None:
+        self.source, self.ensemble, self.seed = source, ensemble, seed
+        self._pool = pool
+        self._identities: WeakKeyDictionary[Engine, str] = WeakKeyDictionary()
+
+    @property
+    def identity(self) -> str | None:
+        engine = self._engine()
+        if engine is None:
+            return None
+        if engine not in self._identities:
+            told = f"{engine.model.config.model_dump_json()}\n{self.ensemble!r}\n{self.seed}"
+            self._identities[engine] = f"{engine.name}:{hashlib.sha256(told.encode()).hexdigest()[:16]}"
+        return self._identities[engine]
+
+    async def utilities(self, prompt: str, candidates: Sequence[str]) -> list[float]:
+        engine = self._pool.engine()
+        conditioning = await engine.encode_prompts([prompt], client=CLIENT)
+        latents = await asyncio.to_thread(self.source.latents, candidates)
+        images = await asyncio.to_thread(self.source.pictures, candidates) if latents is None else None
+
+        def gather(model: RewardModel) -> Candidates:
+            with torch.no_grad():
+                return model.candidates(conditioning=conditioning, images=images, latents=latents, seed=self.seed)
+
+        gathered = await engine.call(gather, client=CLIENT)
+        reward = await engine.answer(engine.model.asker.score(gathered, self.ensemble), client=CLIENT)
+        utilities: list[float] = reward.utility.tolist()
+        return utilities
+
+    def probability(self, margins: Tensor) -> Tensor:
+        return self._pool.engine().model.probability(margins, self.ensemble.sigmas)
+
+    def _engine(self) -> Engine | None:
+        try:
+            return self._pool.engine()
+        except DinaError:
+            return None
