@@ -12,8 +12,8 @@ import torch
 from dina_lrm.errors import ShapeError, ValueRangeError
 from dina_lrm.noise import Adaptive, NoiseEnsemble, RectifiedFlow, seeded_noise
 from dina_lrm.preference import Calibration, CalibrationLevel, MarginSpread, Thurstone
-from dina_lrm.scoring.questions import Asker, Candidates, Part, Question, Reading
-from dina_lrm.types import Conditioning, NoisedState
+from dina_lrm.scoring.questions import Asker, Candidates, Part, Question, Reading, answer_all
+from dina_lrm.types import Comparison, Conditioning, NoisedState
 
 SHAPE = (2, 4, 4)
 T = TypeVar("T")
@@ -167,6 +167,23 @@ def test_a_comparison_is_of_two_and_a_band_is_below_half():
         answer(asker().compare(candidates([1, 2, 3]), NoiseEnsemble(), 0.05))
     with pytest.raises(ValueRangeError, match=r"tie_band .* got 0.5"):
         answer(asker().compare(candidates([1, 2]), NoiseEnsemble(), 0.5))
+
+
+def test_many_questions_share_passes_and_answer_as_alone():
+    def questions() -> list[Question[Comparison]]:
+        pairs = [candidates([float(i), 1.0], seed=(i, i + 50)) for i in range(6)]
+        return [asker().compare(pair, NoiseEnsemble((0.5,), Adaptive(8)), 0.05) for pair in pairs]
+
+    sizes = []
+
+    def read(reading: Reading) -> torch.Tensor:
+        sizes.append(len(reading.rows))
+        return mean_of_state(reading)
+
+    together = answer_all(questions(), read, 10)
+    assert together == [answer(question)[0] for question in questions()]
+    assert max(sizes) <= 10 and len(sizes) < sum(found.spent for found in together) / 4
+    assert sum(sizes) == sum(found.spent for found in together)
 
 
 @pytest.mark.parametrize("fusion", ["mean", "tokens", "weighted"])

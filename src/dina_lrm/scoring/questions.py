@@ -78,6 +78,45 @@ class Reading(TensorRecord):
 Question: TypeAlias = Generator[Reading, Tensor, T]
 
 
+def answer_all(questions: Sequence[Question[T]], read: Callable[[Reading], Tensor], max_batch_size: int) -> list[T]:
+    """Drive many questions to their answers, their readings joined.
+
+    Args:
+        questions: of one model.
+        read: of a reading to its utilities.
+        max_batch_size: most states in one reading; a single question's reading is never cut.
+
+    Returns:
+        The answers, in order.
+    """
+    answers: dict[int, T] = {}
+    asked: dict[int, Reading] = {}
+
+    def step(place: int, utility: Tensor | None) -> None:
+        try:
+            asked[place] = next(questions[place]) if utility is None else questions[place].send(utility)
+        except StopIteration as done:
+            answers[place] = done.value
+
+    for place in range(len(questions)):
+        step(place, None)
+    while asked:
+        key = next(iter(asked.values())).key
+        batch: list[int] = []
+        states = 0
+        for place, reading in asked.items():
+            if reading.key == key and (not batch or states + len(reading.rows) <= max_batch_size):
+                batch.append(place)
+                states += len(reading.rows)
+            if states >= max_batch_size:
+                break
+        readings = [asked.pop(place) for place in batch]
+        utilities = read(Reading.cat(readings)).split([len(reading) for reading in readings])
+        for place, utility in zip(batch, utilities, strict=True):
+            step(place, utility)
+    return [answers[place] for place in range(len(questions))]
+
+
 @dataclass(frozen=True)
 class Part:
     """Candidates of one latent shape.

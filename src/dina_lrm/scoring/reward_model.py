@@ -18,7 +18,7 @@ from dina_lrm.images import group_by_size
 from dina_lrm.noise import Adaptive, Fusion, NoiseEnsemble
 from dina_lrm.preference import Calibration, Likelihood
 from dina_lrm.scoring.chunks import in_chunks
-from dina_lrm.scoring.questions import Asker, Candidates, Part, Question, Reading
+from dina_lrm.scoring.questions import Asker, Candidates, Part, Question, Reading, answer_all
 from dina_lrm.scoring.reader import read
 from dina_lrm.scoring.summary import Levels
 from dina_lrm.types import Comparison, Conditioning, Features, NoisedState, Ranking, Reward, check_finite
@@ -373,6 +373,11 @@ class RewardModel:
         except StopIteration as done:
             answer: T = done.value
             return answer
+
+    def answer_all(self, questions: Sequence[Question[T]], max_batch_size: int = 64) -> list[T]:
+        """Drive many questions at once, without gradients: their states share passes of at most `max_batch_size`."""
+        with torch.no_grad():
+            return answer_all(questions, lambda reading: self.read(reading, max_batch_size), max_batch_size)
 
     def read(self, reading: Reading, max_batch_size: int | None = None, gradient_checkpointing: bool = False) -> Tensor:
         """Utilities `[len(reading)]` that a reading asks for: one forward pass, or passes of `max_batch_size` states.
