@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dina_lrm.errors import ShapeError, ValueRangeError
-from dina_lrm.metrics import brier_score, reliability, soft_nll
+from dina_lrm.metrics import brier_score, calibration_error, reliability, soft_nll
 
 
 def test_a_forecaster_who_names_the_share_has_no_error():
@@ -44,6 +44,27 @@ def test_bins_hold_equally_many_and_grow_in_confidence():
 
 def test_fewer_pairs_than_bins():
     assert len(reliability(torch.tensor([0.7, 0.2]), torch.tensor([1.0, 0.0]), bins=10).count) == 2
+
+
+def test_the_interval_of_the_error_holds_it_and_narrows_with_more_clusters():
+    generator = torch.Generator().manual_seed(2)
+    widths = []
+    for prompts in (20, 200):
+        clusters = torch.arange(prompts).repeat_interleave(5)
+        probability = torch.rand(len(clusters), generator=generator)
+        target = (torch.rand(len(clusters), generator=generator) < probability).double()
+        found = calibration_error(reliability(probability, target), clusters)
+        assert found.low <= found.value <= found.high and (found.count, found.clusters) == (5 * prompts, prompts)
+        widths.append(found.high - found.low)
+    assert widths[1] < widths[0] / 2
+
+
+def test_whoever_is_off_everywhere_is_off_in_every_resample():
+    curve = reliability(torch.full((40,), 0.9), torch.full((40,), 0.6))
+    found = calibration_error(curve, torch.arange(40) // 4 * 7)  # numbers with gaps
+    assert (found.low, found.value, found.high) == pytest.approx((0.3, 0.3, 0.3))
+    with pytest.raises(ShapeError, match="one a pair"):
+        calibration_error(curve, torch.zeros(3))
 
 
 def test_brier():

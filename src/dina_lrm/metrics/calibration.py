@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dina_lrm.errors import ShapeError, ValueRangeError
+from dina_lrm.metrics.intervals import Estimate, multinomial_weights
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Reliability:
         count: pairs in each bin `[k]`.
         members: bin of each pair `[n]`.
         favoured: share of votes for the favoured side of each pair `[n]`.
+        predicted: probability of the favoured side of each pair `[n]`.
     """
 
     confidence: Tensor
@@ -32,6 +34,7 @@ class Reliability:
     count: Tensor
     members: Tensor
     favoured: Tensor
+    predicted: Tensor
 
     @property
     def error(self) -> float:
@@ -69,7 +72,39 @@ def reliability(probability: Tensor, target: Tensor, bins: int = 10) -> Reliabil
     def mean(values: Tensor) -> Tensor:
         return torch.zeros(bins, dtype=torch.float64).index_add_(0, members, values) / count
 
-    return Reliability(mean(confidence), mean(favoured), count, members, favoured)
+    return Reliability(mean(confidence), mean(favoured), count, members, favoured, confidence)
+
+
+def calibration_error(curve: Reliability, clusters: Tensor, resamples: int = 1000, seed: int = 0) -> Estimate:
+    """The expected calibration error with a 95 % percentile bootstrap interval over clusters.
+
+    The bins stay as they are; clusters are drawn anew, as in `clustered_mean`. An absolute gap only grows by noise, in the
+    resamples as in the error itself, so the interval leans upwards: its upper end is the cautious reading.
+
+    Args:
+        curve: the reliability curve of n pairs.
+        clusters: cluster number of each pair `[n]`, whole numbers from 0.
+        resamples: how often the clusters are drawn anew.
+        seed: of the draws.
+
+    Returns:
+        The error and its interval.
+
+    Raises:
+        ShapeError: clusters are not `[n]`.
+    """
+    if clusters.shape != curve.members.shape:
+        raise ShapeError(f"clusters must be {list(curve.members.shape)}, one a pair, got {list(clusters.shape)}")
+    _, numbers = clusters.unique(return_inverse=True)
+    groups, bins = int(numbers.max()) + 1, len(curve.count)
+    places = numbers * bins + curve.members
+    gaps = torch.zeros(groups * bins, dtype=torch.float64).index_add_(0, places, curve.predicted - curve.favoured)
+    sizes = numbers.bincount(minlength=groups).double()
+    weights = multinomial_weights(groups, resamples, seed)
+    errors = (weights @ gaps.view(groups, bins)).abs().sum(dim=1) / (weights @ sizes)
+    low, high = errors.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    # The error itself may lie below all of its resamples.
+    return Estimate(curve.error, min(low, curve.error), max(high, curve.error), len(numbers), groups)
 
 
 def brier_score(probability: Tensor, target: Tensor) -> Tensor:

@@ -71,14 +71,14 @@ def clustered_mean(
     counts = clusters.bincount().double()
     sums = torch.zeros_like(counts).index_add_(0, clusters, values)
     sums, counts = sums[counts > 0], counts[counts > 0]
-    weights = _multinomial_weights(len(counts), resamples, seed)
+    weights = multinomial_weights(len(counts), resamples, seed)
     means = (weights @ sums) / (weights @ counts)
     tail = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
     low, high = means.quantile(tail).tolist()
     return Estimate(float(values.mean()), low, high, len(values), len(counts))
 
 
-def _multinomial_weights(clusters: int, resamples: int, seed: int) -> Tensor:
+def multinomial_weights(clusters: int, resamples: int, seed: int) -> Tensor:
     """How often each cluster is drawn in each resample, `[resamples clusters]`; every cluster has one vote a draw."""
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(clusters, (resamples, clusters), generator=generator)
