@@ -6,7 +6,7 @@ import secrets
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self, cast, get_args
@@ -216,7 +216,7 @@ class VoteStore:
             try:
                 yield self._connection
             except sqlite3.Error as error:
-                if self._connection.in_transaction:
+                with suppress(sqlite3.Error):  # where no transaction is open
                     self._connection.execute("ROLLBACK")
                 raise WorkError(f"the arena's store {self.path} failed: {error}") from error
 
