@@ -8,7 +8,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from dina_lrm.data import Candidate, PreferenceData, PreferencePair, extend_preference_data, write_preference_data
+from dina_lrm.data import (
+    Candidate,
+    LatentParts,
+    PreferenceData,
+    PreferencePair,
+    extend_preference_data,
+    write_preference_data,
+)
 from dina_lrm.data.schema import CANDIDATE_SCHEMA, PAIR_SCHEMA
 from dina_lrm.errors import DataError
 
@@ -113,3 +120,23 @@ def test_somebody_elses_files_are_not_lost(tmp_path):
     with pytest.raises(DataError, match=r"holds notes.txt"):
         write_preference_data(tmp_path, [], torch.zeros(0, 4, 2, 2), {}, "mine")
     assert (tmp_path / "notes.txt").read_text() == "years of work"
+
+
+def test_latents_may_come_in_parts_and_candidates_one_by_one(tmp_path: Path) -> None:
+    whole = torch.randn(5, 2, 3, 3).half().float()
+    candidates = (Candidate(f"c{i}", "p", i) for i in range(5))
+    parts = LatentParts((5, 2, 3, 3), iter([whole[:2], whole[2:]]))
+    data = write_preference_data(
+        tmp_path / "d", candidates, parts, {"train": [PreferencePair("p", "c4", "c0", 1, 0)]}, "d"
+    )
+    assert torch.equal(data.latents([0, 1, 2, 3, 4]), whole)
+    assert data.info["counts"]["candidates"] == 5
+
+
+@pytest.mark.parametrize(
+    ("shape", "told"), [((6, 2, 3, 3), "announced"), ((5, 2, 3, 4), "must all be")], ids=["count", "shape"]
+)
+def test_parts_that_are_not_what_was_announced(tmp_path: Path, shape: tuple[int, ...], told: str) -> None:
+    with pytest.raises(DataError, match=told):
+        write_preference_data(tmp_path / "d", [], LatentParts(shape, [torch.zeros(5, 2, 3, 3)]), {}, "d")
+    assert not (tmp_path / "d").exists()

@@ -10,10 +10,11 @@ from dina_lrm.data.batches import (
 )
 from dina_lrm.data.folder import PairTable, PreferenceData, vote_share
 from dina_lrm.data.schema import Candidate, Origin, PreferencePair
-from dina_lrm.data.write import extend_preference_data, write_preference_data
+from dina_lrm.data.write import LatentParts, extend_preference_data, refuse_foreign_data, write_preference_data
 
 __all__ = [
     "Candidate",
+    "LatentParts",
     "Origin",
     "PairBatches",
     "PairTable",
@@ -24,6 +25,7 @@ __all__ = [
     "collate_groups",
     "conditioning_by_prompt",
     "extend_preference_data",
+    "refuse_foreign_data",
     "unique_prompts",
     "vote_share",
     "write_preference_data",

@@ -295,8 +295,10 @@ class PreferenceData:
         self._verify_count("latents", len(latents), self._entry("counts").get("latents"))
         found, expected = list(latents.shape[1:]), self._entry("backbone").get("latent_shape")
         self._require(found == expected, f"latents are {found}, {INFO_FILE} says {expected}")
-        bad = (~torch.isfinite(latents).flatten(1).all(dim=1)).nonzero()
-        self._require(len(bad) == 0, f"latents row {bad[0].item() if len(bad) else ''} has a value that is not finite")
+        for start in range(0, len(latents), 1024):  # the file may be larger than the memory
+            finite = torch.isfinite(latents[start : start + 1024]).flatten(1).all(dim=1)
+            first = start + int((~finite).nonzero()[0]) if not finite.all() else None
+            self._require(first is None, f"latents row {first} has a value that is not finite")
 
     def _verify_candidates(self) -> None:
         self._verify_count("candidates", len(self.candidates), self._entry("counts").get("candidates"))

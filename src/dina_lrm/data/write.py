@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from safetensors.torch import save
 from torch import Tensor
 
 from dina_lrm.data.folder import PreferenceData, read_table
@@ -31,9 +32,33 @@ from dina_lrm.data.schema import (
 from dina_lrm.errors import DataError
 from dina_lrm.runtime.files import atomic_folder, restore_folder, sha256_file
 
+_ROWS_AT_ONCE = 4096  # of the table of candidates: their previews are in memory
 
-def _refuse_foreign(folder: Path) -> None:
-    """Only what a writer of preferences made may be replaced by one."""
+
+@dataclass(frozen=True)
+class LatentParts:
+    """Latents that are too many to be held at once.
+
+    Attributes:
+        shape: of all of them, `n c h w`.
+        parts: `[m c h w]` each, in order.
+    """
+
+    shape: tuple[int, ...]
+    parts: Iterable[Tensor]
+
+    @staticmethod
+    def of(latents: Tensor) -> LatentParts:
+        """A tensor as its one part."""
+        return LatentParts(tuple(latents.shape), [latents])
+
+
+def refuse_foreign_data(folder: Path) -> None:
+    """Only what a writer of preferences made may be replaced by one.
+
+    Raises:
+        DataError: naming the first file that is somebody's own.
+    """
     if not folder.is_dir():
         return
     for path in sorted(folder.rglob("*")):
@@ -49,8 +74,8 @@ def _refuse_foreign(folder: Path) -> None:
 
 def write_preference_data(
     folder: str | Path,
-    candidates: Sequence[Candidate],
-    latents: Tensor,
+    candidates: Iterable[Candidate],
+    latents: Tensor | LatentParts,
     pairs_by_split: Mapping[str, Sequence[PreferencePair]],
     name: str,
     backbone: Mapping[str, Any] | None = None,
@@ -60,8 +85,8 @@ def write_preference_data(
 
     Args:
         folder: where; a preference folder that lies there is replaced as a whole.
-        candidates: every picture, in any order.
-        latents: `[n c h w]`, standardised as the backbone takes them; stored in half precision.
+        candidates: every picture, in any order; looked at once.
+        latents: `[n c h w]`, standardised as the backbone takes them, or parts of it; stored in half precision.
         pairs_by_split: comparisons by the name of their split.
         name: of the data set.
         backbone: what made the latents; anything that tells one backbone from another. Latent shape is added.
@@ -73,23 +98,23 @@ def write_preference_data(
     Raises:
         DataError: the parts do not fit together, or the folder holds other things; nothing was written.
     """
-    _refuse_foreign(Path(folder))
+    refuse_foreign_data(Path(folder))
+    given = LatentParts.of(latents) if isinstance(latents, Tensor) else latents
     with atomic_folder(folder) as staged:
-        pq.write_table(_candidate_table(candidates), staged / CANDIDATES_FILE, compression="zstd")
-        (staged / LATENTS_FILE).write_bytes(save({"latents": latents.detach().cpu().half().contiguous()}))
+        _write_latents(staged / LATENTS_FILE, given)
         (staged / PAIRS_FOLDER).mkdir()
-        origins = {c.candidate: c.origin for c in candidates}
+        origins = _write_candidates(staged / CANDIDATES_FILE, iter(candidates))
         for split, pairs in pairs_by_split.items():
             pq.write_table(_pair_table(pairs, origins), staged / PAIRS_FOLDER / f"{split}.parquet", compression="zstd")
         counts = {
-            "candidates": len(candidates),
-            "latents": len(latents),
+            "candidates": len(origins),
+            "latents": given.shape[0],
             "pairs": {split: len(pairs) for split, pairs in pairs_by_split.items()},
         }
         info = {
             "schema_version": SCHEMA_VERSION,
             "name": name,
-            "backbone": {"latent_shape": list(latents.shape[1:]), **(backbone or {})},
+            "backbone": {"latent_shape": list(given.shape[1:]), **(backbone or {})},
             "counts": counts,
             "about": dict(about or {}),
         }
@@ -151,6 +176,37 @@ def _finish(staged: Path, info: dict[str, Any]) -> None:
     hashes = {path.relative_to(staged).as_posix(): sha256_file(path) for path in files}
     (staged / INFO_FILE).write_text(json.dumps({**info, "sha256": hashes}, indent=2) + "\n")
     PreferenceData.open(staged).verify()
+
+
+def _write_latents(path: Path, latents: LatentParts) -> None:
+    """A safetensors file of one tensor, part after part: the file may be larger than the memory."""
+    tensor = {"dtype": "F16", "shape": list(latents.shape), "data_offsets": [0, 2 * math.prod(latents.shape)]}
+    header = json.dumps({"latents": tensor}).encode()
+    header += b" " * (-len(header) % 8)
+    written = 0
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        for part in latents.parts:
+            if tuple(part.shape[1:]) != latents.shape[1:]:
+                raise DataError(f"latents must all be {list(latents.shape[1:])}, got {list(part.shape[1:])}")
+            file.write(part.detach().cpu().half().contiguous().numpy().tobytes())
+            written += len(part)
+    if written != latents.shape[0]:
+        raise DataError(f"{latents.shape[0]} latents were announced, {written} came")
+
+
+def _write_candidates(path: Path, candidates: Iterator[Candidate]) -> dict[str, Origin | None]:
+    """The table of candidates; returns where each came from."""
+    origins: dict[str, Origin | None] = {}
+    count = 0
+    with pq.ParquetWriter(path, CANDIDATE_SCHEMA, compression="zstd") as writer:
+        while some := list(islice(candidates, _ROWS_AT_ONCE)):
+            writer.write_table(_candidate_table(some))
+            origins |= {c.candidate: c.origin for c in some}
+            count += len(some)
+    if count != len(origins):
+        raise DataError(f"candidates must have distinct ids, {count} have {len(origins)}: two candidates have one id")
+    return origins
 
 
 def _candidate_table(candidates: Sequence[Candidate]) -> pa.Table:
