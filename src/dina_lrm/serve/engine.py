@@ -152,12 +152,14 @@ class Engine:
                 f"the request asks for {states} states at once, at most {self.max_queue} are accepted; ask for fewer "
                 "samples, levels or draws"
             )
-        more = max(0, states - visit.places)
-        if self._accepted + more > self.max_queue:
+        others = self._accepted - visit.places
+        if others + states > self.max_queue:
             raise QueueFullError(
-                f"{self._accepted} states are accepted already and the queue holds {self.max_queue}; ask again later",
-                self._accepted * (self._worker.seconds_per_state or 0.0),
+                f"{others} states are accepted already and the queue holds {self.max_queue}, which leaves no room for "
+                f"{states} more; ask again later",
+                others * (self._worker.seconds_per_state or 0.0),
             )
+        more = max(0, states - visit.places)
         visit.places += more
         self._accepted += more
         self._observer.accepted(self._accepted)
