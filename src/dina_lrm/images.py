@@ -54,13 +54,18 @@ def fit_size(width: int, height: int, native: int, multiple: int) -> tuple[int, 
     return side(width), side(height)
 
 
-def to_pixels(image: Image.Image, native: int, multiple: int) -> Tensor:
-    """A picture as `[3 y x]` in 0..1, resized to what `fit_size` says (Lanczos)."""
+def fitted(image: Image.Image, native: int, multiple: int) -> Image.Image:
+    """A picture as RGB, resized to what `fit_size` says (Lanczos). Fitting twice may not give what fitting once does."""
     image = to_rgb(image)
     size = fit_size(image.width, image.height, native, multiple)
     if size != image.size:
         image = image.resize(size, Image.Resampling.LANCZOS)
-    return _as_tensor(image)
+    return image
+
+
+def to_pixels(image: Image.Image, native: int, multiple: int) -> Tensor:
+    """A picture as `[3 y x]` in 0..1, resized to what `fit_size` says (Lanczos)."""
+    return as_pixels(fitted(image, native, multiple))
 
 
 def to_square_pixels(image: Image.Image, side: int) -> Tensor:
@@ -68,7 +73,7 @@ def to_square_pixels(image: Image.Image, side: int) -> Tensor:
     image = to_rgb(image)
     if image.size != (side, side):
         image = ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS)
-    return _as_tensor(image)
+    return as_pixels(image)
 
 
 def group_by_size(images: Sequence[Image.Image], native: int, multiple: int) -> list[tuple[list[int], Tensor]]:
@@ -96,5 +101,6 @@ def group_by_size(images: Sequence[Image.Image], native: int, multiple: int) -> 
     return [(places, torch.stack([pixels[place] for place in places])) for places in groups.values()]
 
 
-def _as_tensor(image: Image.Image) -> Tensor:
+def as_pixels(image: Image.Image) -> Tensor:
+    """An RGB picture as `[3 y x]` in 0..1, in its own size."""
     return torch.from_numpy(np.asarray(image, dtype=np.uint8).copy()).permute(2, 0, 1).float() / 255

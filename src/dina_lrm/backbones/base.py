@@ -186,6 +186,14 @@ class Backbone(nn.Module, ABC):
         """The repeated parts of the network, in order: what is compiled and checkpointed."""
         return []
 
+    def check(self, state: NoisedState, conditioning: Conditioning) -> None:
+        """Refuse latents and embeddings that are not this backbone's; one that does not say so takes all.
+
+        Raises:
+            ShapeError: naming what was expected.
+            ValueRangeError: sigma outside [0, 1].
+        """
+
     def forward(self, state: NoisedState, conditioning: Conditioning) -> Features:
         """The same as `features`."""
         return self.features(state, conditioning)

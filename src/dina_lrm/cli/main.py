@@ -15,8 +15,10 @@ import dina_lrm
 from dina_lrm.cli.compare import compare
 from dina_lrm.cli.convert import convert
 from dina_lrm.cli.demo import demo
+from dina_lrm.cli.encode import encode
 from dina_lrm.cli.info import info
 from dina_lrm.cli.score import score
+from dina_lrm.cli.serve import serve
 from dina_lrm.cli.train import train
 from dina_lrm.cli.verify import verify
 from dina_lrm.errors import DinaError, InputError
@@ -32,7 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (demo, train, score, compare, convert, info, verify):
+for verb in (demo, encode, train, score, compare, serve, convert, info, verify):
     app.command()(verb)
 
 

@@ -426,10 +426,10 @@ class HealthReply(WireReply):
     """`GET /healthz`.
 
     Attributes:
-        status: "ready" (200), "loading" or "draining" (503).
+        status: "ready" (200), "loading", "draining" or "failed" (503).
     """
 
-    status: Literal["ready", "loading", "draining"]
+    status: Literal["ready", "loading", "draining", "failed"]
 
 
 class ErrorBody(WireReply):

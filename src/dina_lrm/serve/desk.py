@@ -1,0 +1,361 @@
+"""Where every scoring route brings its request: from bytes to an answer, or to a refusal that says why."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+from weakref import WeakKeyDictionary
+
+import torch
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Receive
+
+from dina_lrm.errors import DataError, InputError, ValueRangeError
+from dina_lrm.noise import Adaptive, NoiseEnsemble
+from dina_lrm.scoring.questions import Part, Question
+from dina_lrm.scoring.wire import MODEL_HEADER, CompareRequest, RankRequest, ScoreOptions, ScoreRequest
+from dina_lrm.serve.asked import Asked, read_asked
+from dina_lrm.serve.engine import Engine, Visit
+from dina_lrm.serve.gate import Gate
+from dina_lrm.serve.guards import UNANSWERED, client_of, state_of
+from dina_lrm.serve.models import ModelPool
+from dina_lrm.serve.pictures import Fit, open_pictures
+from dina_lrm.serve.refusals import Refusal, refusal_of
+from dina_lrm.serve.settings import ServeSettings
+from dina_lrm.serve.subject import Subject, check, conditioning_of, encode_pictures, encode_pixels, part_of
+from dina_lrm.types import Conditioning
+
+__all__ = [
+    "DEADLINE_HEADER",
+    "Answer",
+    "Desk",
+    "check_samples",
+    "ensemble_of",
+    "fresh_seed",
+    "read_body",
+    "while_connected",
+]
+
+DEADLINE_HEADER = "x-drm-deadline-ms"
+MOST_THREADS = 4
+
+T = TypeVar("T")
+R = TypeVar("R", ScoreRequest, CompareRequest, RankRequest)
+
+
+@dataclass(frozen=True)
+class Answer(Generic[T]):
+    """What a model found, and which.
+
+    Attributes:
+        value: the finding.
+        model: name of who found it.
+        revision: of its files: a hash of its configuration, which names theirs.
+    """
+
+    value: T
+    model: str
+    revision: str
+
+
+class Desk:
+    """Reads requests, finds their model and brings them there.
+
+    Attributes:
+        pool: models by name.
+        settings: limits.
+        gate: whether new work is let in.
+    """
+
+    def __init__(self, pool: ModelPool, settings: ServeSettings, gate: Gate) -> None:
+        self.pool, self.settings, self.gate = pool, settings, gate
+        threads = min(MOST_THREADS, os.cpu_count() or 1)
+        # One torch thread each: a pool of threads behind every one of them would fight with the model's for the cores.
+        self._threads = ThreadPoolExecutor(threads, "dina-lrm desk", torch.set_num_threads, (1,))
+        self._revisions: WeakKeyDictionary[Engine, str] = WeakKeyDictionary()
+
+    def close(self) -> None:
+        """End the threads."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def aside(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Do what takes a processor for a while outside the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+
+    async def admit(self, http: Request) -> str | None:
+        """Refuse, before a body is read, what would be refused after it.
+
+        Args:
+            http: the request.
+
+        Returns:
+            The model that its header or query names.
+
+        Raises:
+            DrainingError: the server is being stopped.
+            UnavailableError: nobody answers for the model now, or its queue is full.
+        """
+        self.gate.check()
+        name = http.headers.get(MODEL_HEADER) or http.query_params.get("model")
+        # In and out again: a place that a slow body holds is one that nobody else has.
+        async with self.pool.engine(name).admit(client=client_of(http.scope)):
+            return name
+
+    async def ask(
+        self, http: Request, kind: type[R], question_of: Callable[[Engine, Asked[R], Subject], Question[T]]
+    ) -> Answer[T]:
+        """Answer a request about pictures or latents.
+
+        Args:
+            http: the request.
+            kind: of its words.
+            question_of: the model, the request and its subject to a question.
+
+        Returns:
+            The answer.
+
+        Raises:
+            Refusal: with its status.
+        """
+        named = await self.admit(http)
+        body = await read_body(http.receive)
+        asked: Asked[R] = await self.aside(
+            read_asked, kind, http.headers.get("content-type", ""), body, self.settings.max_samples
+        )
+        try:
+            engine = self.pool.engine(asked.request.model or named)
+            check_budget(asked.request, samples_of(asked), self.settings)
+
+            async def work(visit: Visit) -> T:
+                subject = await self.subject(engine, visit, asked)
+                self.note(http, engine, len(subject), prompts_of(asked.request))
+                return await visit.answer(question_of(engine, asked, subject))
+
+            return await self.inside(http, engine, work, asked.request.deadline_ms)
+        except InputError as error:
+            raise refusal_of(error, asked.input_status) from error
+
+    async def inside(
+        self, http: Request, engine: Engine, work: Callable[[Visit], Awaitable[T]], deadline_ms: int | None = None
+    ) -> Answer[T]:
+        """Do work in a model's queue, as long as the client waits for it.
+
+        Args:
+            http: the request, its body read.
+            engine: of the model.
+            work: what is done there.
+            deadline_ms: that the request names; else the header may.
+
+        Returns:
+            What came of it.
+        """
+        return await while_connected(http.receive, self.admitted(http, engine, work, deadline_ms))
+
+    async def admitted(
+        self, http: Request, engine: Engine, work: Callable[[Visit], Awaitable[T]], deadline_ms: int | None = None
+    ) -> Answer[T]:
+        """Do work in a model's queue, whoever waits for it; arguments as in `inside`."""
+        deadline_ms = deadline_ms or _deadline_of(http)
+        deadline = None if deadline_ms is None else time.monotonic() + deadline_ms / 1000
+        async with engine.admit(client=client_of(http.scope), deadline=deadline) as visit:
+            return Answer(await work(visit), engine.name, self.revision(engine))
+
+    def note(self, http: Request, engine: Engine, samples: int, prompts: Sequence[str]) -> None:
+        """Say what the log tells of a request.
+
+        Args:
+            http: the request.
+            engine: who answers.
+            samples: candidates.
+            prompts: in words; they appear only where the settings say so.
+        """
+        words = {"prompts": list(prompts)} if self.settings.log_prompts else {}
+        state_of(http.scope)["facts"] = {"model": engine.name, "samples": samples, **words}
+
+    async def conditioning(self, visit: Visit, prompts: Sequence[str]) -> Conditioning:
+        """Encoded prompts.
+
+        Raises:
+            ValueRangeError: one is longer than the server reads.
+        """
+        longest = max(map(len, prompts))
+        if longest > self.settings.max_prompt_chars:
+            raise ValueRangeError(
+                f"a prompt has {longest} characters, at most {self.settings.max_prompt_chars} are read"
+            )
+        return await visit.encode_prompts(prompts)
+
+    @staticmethod
+    def fit(engine: Engine) -> Fit:
+        """How a model wants its pictures."""
+        backbone = engine.model.network.backbone
+        return Fit(backbone.native_size, backbone.image_multiple)
+
+    def revision(self, engine: Engine) -> str:
+        """What tells one state of a model's files from another."""
+        if engine not in self._revisions:
+            told = engine.model.config.model_dump_json()
+            self._revisions[engine] = hashlib.sha256(told.encode()).hexdigest()[:16]
+        return self._revisions[engine]
+
+    async def subject(self, engine: Engine, visit: Visit, asked: Asked[R]) -> Subject:
+        """Candidates and prompts, encoded and checked.
+
+        Args:
+            engine: whose model reads them.
+            visit: way to it.
+            asked: pictures or tensors, prompts in words or encoded.
+
+        Returns:
+            What a question is made about.
+
+        Raises:
+            InputError: something is missing, or stands twice, or does not fit the model.
+            Refusal: too many pixels.
+        """
+        model, settings, tensors = engine.model, self.settings, asked.tensors
+        backbone = model.network.backbone
+        conditioning = conditioning_of(tensors)
+        words = prompts_of(asked.request)
+        if (conditioning is None) == (not words):
+            raise DataError("a request has prompts in words, or prompt_embeds in a blob, and not both")
+        latents = tensors.get("latents", tensors.get("noised_latents"))
+        kinds = [name for name in ("latents", "noised_latents", "pixels") if name in tensors] + ["images"] * bool(
+            asked.files
+        )
+        if len(kinds) != 1:
+            raise DataError(f"a request has candidates of one kind (images, latents or pixels), got {kinds or 'none'}")
+        if latents is not None:
+            parts: tuple[Part, ...] = (part_of(latents, model.device, settings),)
+        elif "pixels" in tensors:
+            parts = await encode_pixels(visit, tensors["pixels"], engine.max_batch_size, settings)
+        else:
+            pictures = await self.aside(open_pictures, asked.files, self.fit(engine), settings)
+            parts = await encode_pictures(visit, pictures, engine.max_batch_size, settings)
+        if conditioning is None:
+            conditioning = await self.conditioning(visit, words)
+        subject = Subject(parts, conditioning.to(model.device))
+        check(subject, backbone, settings)
+        return subject
+
+
+async def read_body(receive: Receive) -> bytearray:
+    """All of a body, in one piece that grows as it comes: a length that is only declared allocates nothing.
+
+    Raises:
+        ClientDisconnect: the client is gone.
+    """
+    body = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        body += message.get("body", b"")
+        if not message.get("more_body", False):
+            return body
+
+
+async def while_connected(receive: Receive, work: Awaitable[T]) -> T:
+    """Do work for a client; if it hangs up, the work is cancelled.
+
+    Args:
+        receive: tells of the client.
+        work: what it waits for.
+
+    Returns:
+        What came of the work.
+
+    Raises:
+        Refusal: the client hung up; nobody reads it but the log.
+    """
+    job, gone = asyncio.ensure_future(work), asyncio.create_task(_hung_up(receive))
+    try:
+        await asyncio.wait((job, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not job.done():
+            raise Refusal(UNANSWERED, "client_closed", "the client hung up")
+        return job.result()
+    finally:
+        for task in (job, gone):
+            task.cancel()
+        # So that places in the queue are given back before the request ends.
+        await asyncio.gather(job, gone, return_exceptions=True)
+
+
+async def _hung_up(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def fresh_seed() -> int:
+    """A seed nobody chose, small enough for every JSON reader."""
+    return secrets.randbelow(2**53)
+
+
+def ensemble_of(options: ScoreOptions) -> NoiseEnsemble:
+    """How candidates are looked at."""
+    return NoiseEnsemble(options.sigmas, options.rule, options.fusion, options.antithetic)
+
+
+def check_budget(options: ScoreOptions, samples: int, settings: ServeSettings) -> None:
+    """Refuse requests for more work than one may ask for.
+
+    Args:
+        options: levels and draws.
+        samples: candidates.
+        settings: limits.
+
+    Raises:
+        ValueRangeError: too many candidates, or too many states.
+    """
+    check_samples(samples, settings)
+    draws = options.rule.max_draws if isinstance(options.rule, Adaptive) else options.rule
+    states = samples * len(options.sigmas) * draws
+    if states > settings.max_states:
+        raise ValueRangeError(
+            f"{samples} candidates x {len(options.sigmas)} sigmas x {draws} draws are {states} states, at most "
+            f"{settings.max_states} are read for one request"
+        )
+
+
+def check_samples(samples: int, settings: ServeSettings) -> None:
+    """Refuse too many candidates.
+
+    Args:
+        samples: how many there are.
+        settings: how many there may be.
+
+    Raises:
+        ValueRangeError: more.
+    """
+    if samples > settings.max_samples:
+        raise ValueRangeError(f"a request holds at most {settings.max_samples} candidates, got {samples}")
+
+
+def samples_of(asked: Asked[Any]) -> int:
+    """Candidates in a request, by the largest thing it holds."""
+    return max(len(asked.files), *(len(tensor) for tensor in asked.tensors.values()), 0)
+
+
+def prompts_of(request: ScoreRequest | CompareRequest | RankRequest) -> tuple[str, ...]:
+    """The prompts of a request in words."""
+    match request:
+        case ScoreRequest():
+            return request.prompts
+        case CompareRequest() | RankRequest():
+            return () if request.prompt is None else (request.prompt,)
+
+
+def _deadline_of(http: Request) -> int | None:
+    text = http.headers.get(DEADLINE_HEADER)
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and 0 < len(text) < 9 and int(text) > 0):
+        raise Refusal(400, "bad_request", f"{DEADLINE_HEADER} must be a whole number of milliseconds, got {text!r:.40}")
+    return int(text)

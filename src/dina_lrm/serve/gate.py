@@ -1,0 +1,63 @@
+"""Who is inside, and whether anybody is still let in."""
+
+from __future__ import annotations
+
+import asyncio
+
+from dina_lrm.serve.errors import DrainingError
+
+
+class Gate:
+    """Counts requests and the bytes of their bodies; shut, it lets those inside finish.
+
+    Attributes:
+        draining: shut for new work.
+        inside: requests that have no answer yet.
+        held_bytes: of the bodies of those inside.
+    """
+
+    def __init__(self) -> None:
+        self.draining = False
+        self.inside = 0
+        self.held_bytes = 0
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    def enter(self) -> None:
+        """A request has arrived."""
+        self.inside += 1
+        self._empty.clear()
+
+    def leave(self) -> None:
+        """A request was answered."""
+        self.inside -= 1
+        if not self.inside:
+            self._empty.set()
+
+    def check(self) -> None:
+        """Let work in, or not.
+
+        Raises:
+            DrainingError: shut.
+        """
+        if self.draining:
+            raise DrainingError(
+                "the server is being stopped: it finishes what it has accepted and accepts nothing more"
+            )
+
+    async def drain(self, timeout: float) -> bool:
+        """Shut, and wait until nobody is inside.
+
+        Args:
+            timeout: seconds after which those still inside are not waited for.
+
+        Returns:
+            Whether all have left.
+        """
+        self.draining = True
+        try:
+            async with asyncio.timeout(timeout):
+                await self._empty.wait()
+        except TimeoutError:
+            return False
+        return True

@@ -1,0 +1,180 @@
+"""What a request must pass before anything of it is understood: the host's name, a key, and a body of bounded size and pace.
+
+Plain ASGI, so that nothing is read or buffered on the way, and in force for every route whoever wrote it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+from collections.abc import Callable, MutableMapping, Sequence
+from typing import Any
+
+from pydantic import SecretStr
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from dina_lrm.serve.gate import Gate
+from dina_lrm.serve.refusals import Refusal
+from dina_lrm.serve.settings import ServeSettings
+
+__all__ = ["BodyGuard", "HostGuard", "KeyGuard", "client_of", "state_of"]
+
+CLIENT_HEADER = b"x-client-id"
+UNANSWERED = 499  # what logs call a client that hung up
+
+
+def state_of(scope: Scope) -> MutableMapping[str, Any]:
+    """What the parts of the server tell each other of a request."""
+    state: MutableMapping[str, Any] = scope.setdefault("state", {})
+    return state
+
+
+def client_of(scope: Scope) -> str:
+    """Who takes turns with others: set by `KeyGuard`."""
+    client: str = state_of(scope).get("client", "unknown")
+    return client
+
+
+async def refuse(refusal: Refusal, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer in place of the app."""
+    state_of(scope)["kind"] = refusal.kind
+    await refusal.response()(scope, receive, send)
+
+
+class HostGuard:
+    """Answers only to its own names: a page of another site, whose name leads here, finds nobody."""
+
+    def __init__(self, app: ASGIApp, allowed: Sequence[str]) -> None:
+        self._app = app
+        self._allowed = {name.strip("[]").lower() for name in allowed}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and self._allowed:
+            host = _host_name(_header(scope, b"host") or "")
+            if host not in self._allowed:
+                told = f"this server answers to {', '.join(sorted(self._allowed))}, not to {host!r:.80}"
+                return await refuse(Refusal(421, "wrong_host", told), scope, receive, send)
+        await self._app(scope, receive, send)
+
+
+class KeyGuard:
+    """Lets in who shows a key, and says who it was: a key, the client's own name where no keys are set, or its address."""
+
+    def __init__(self, app: ASGIApp, keys: Sequence[SecretStr], is_open: Callable[[str], bool]) -> None:
+        self._app = app
+        # Of one length whatever the key's, so that comparing tells nothing of it.
+        self._digests = [_digest(key.get_secret_value().encode()) for key in keys]
+        self._is_open = is_open
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            key = _shown_key(scope)
+            known = self._knows(key)
+            if self._digests and not known and not self._is_open(scope["path"]):
+                told = "an API key is needed" if key is None else "the API key is not known here"
+                told += "; send it as 'Authorization: Bearer KEY' or 'x-api-key: KEY'"
+                refusal = Refusal(401, "unauthorized", told, {"www-authenticate": "Bearer"})
+                return await refuse(refusal, scope, receive, send)
+            state_of(scope)["client"] = f"key {_digest(key or b'').hex()[:8]}" if known else self._name(scope)
+        await self._app(scope, receive, send)
+
+    def _knows(self, key: bytes | None) -> bool:
+        shown = _digest(key or b"")
+        # A list, not a generator: every key is compared, whichever fits.
+        return any([hmac.compare_digest(shown, digest) for digest in self._digests])  # noqa: C419
+
+    def _name(self, scope: Scope) -> str:
+        own = None if self._digests else _header(scope, CLIENT_HEADER)
+        if own is not None and own.isascii() and own.isprintable() and 0 < len(own) <= 64:
+            return f"client {own}"
+        peer = scope.get("client")
+        return f"peer {peer[0]}" if peer else "peer unknown"
+
+
+class BodyGuard:
+    """Counts bodies while they arrive: too large is 413, too slow 408, too many at once 503."""
+
+    def __init__(self, app: ASGIApp, settings: ServeSettings, gate: Gate) -> None:
+        self._app, self._settings, self._gate = app, settings, gate
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        declared = _header(scope, b"content-length")
+        if declared is not None and not (declared.isascii() and declared.isdigit()):
+            return await refuse(Refusal(400, "bad_request", "content-length is no number"), scope, receive, send)
+        # By digits first: a number of thousands of them is refused without being made.
+        if declared is not None and (len(declared) > 18 or int(declared) > self._settings.max_body_bytes):
+            return await refuse(_too_large(declared, self._settings), scope, receive, send)
+        arriving = _Arriving(receive, self._settings, self._gate)
+        try:
+            await self._app(scope, arriving.receive, send)
+        finally:
+            self._gate.held_bytes -= arriving.received
+
+
+class _Arriving:
+    """One body."""
+
+    def __init__(self, receive: Receive, settings: ServeSettings, gate: Gate) -> None:
+        self.received = 0
+        self._receive, self._settings, self._gate = receive, settings, gate
+        self._started: float | None = None
+        self._whole = False
+
+    async def receive(self) -> Message:
+        """The next part of the body; after the last one, whatever the server has to tell."""
+        if self._whole:
+            return await self._receive()
+        now = asyncio.get_running_loop().time()
+        self._started = now if self._started is None else self._started
+        allowed = self._settings.body_timeout + self.received / self._settings.body_bytes_per_second
+        try:
+            async with asyncio.timeout_at(self._started + allowed):
+                message = await self._receive()
+        except TimeoutError as error:
+            told = f"the body came too slowly: {self.received} bytes in {allowed:.0f} seconds"
+            raise Refusal(408, "slow_body", told, {"connection": "close"}) from error
+        self._count(len(message.get("body", b"")))
+        self._whole = message["type"] == "http.disconnect" or not message.get("more_body", False)
+        return message
+
+    def _count(self, size: int) -> None:
+        self.received += size
+        self._gate.held_bytes += size
+        if self.received > self._settings.max_body_bytes:
+            raise _too_large(f"more than {self.received - size}", self._settings)
+        if self._gate.held_bytes > self._settings.max_held_bytes:
+            told = f"the server holds {self._gate.held_bytes - size} bytes of other requests and has no room for more"
+            raise Refusal(503, "busy", f"{told}; ask again later", {"retry-after": "1"})
+
+
+def _too_large(size: str, settings: ServeSettings) -> Refusal:
+    told = f"the body has {size:.30} bytes, at most {settings.max_body_bytes} are taken; send fewer candidates at once"
+    return Refusal(413, "too_large", told)
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()
+
+
+def _shown_key(scope: Scope) -> bytes | None:
+    headers = dict(scope["headers"])
+    scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
+    shown: bytes | None = token.strip() if scheme.lower() == b"bearer" else headers.get(b"x-api-key")
+    return shown or None
+
+
+def _header(scope: Scope, name: bytes) -> str | None:
+    for key, value in scope["headers"]:
+        if key == name:
+            return str(value, "latin-1")
+    return None
+
+
+def _host_name(host: str) -> str:
+    """Without the port, and without the brackets of an IPv6 address."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0].lower()
+    return host.partition(":")[0].lower()
