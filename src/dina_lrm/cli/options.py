@@ -158,6 +158,20 @@ def whole_prompt(cut_prompt: bool) -> Iterator[None]:
             raise InputError(f"{error}; --cut-prompt scores by the part that is read") from error
 
 
+def check_device(device: str) -> None:
+    """Refuse a device that is not here before anything is loaded for it.
+
+    Raises:
+        ValueRangeError: no such device.
+    """
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch built without CUDA asserts
+        raise ValueRangeError(f'--device "{device}" is not to be had here; cpu always is') from error
+
+
 def load_model(model: str, base: str | None, device: str, dtype: Dtype, revision: str | None = None) -> RewardModel:
     """Load what `--model`, `--base`, `--device` and `--dtype` name.
 
@@ -178,10 +192,7 @@ def load_model(model: str, base: str | None, device: str, dtype: Dtype, revision
 
     import dina_lrm
 
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch built without CUDA asserts
-        raise ValueRangeError(f'--device "{device}" is not to be had here; cpu always is') from error
+    check_device(device)
     return dina_lrm.RewardModel.from_pretrained(
         Path(model) if Path(model).exists() else model,
         base=base,

@@ -154,6 +154,7 @@ def test_a_cell_without_a_picture_is_told(write: Write) -> None:
         ({"prompt": "p", "chosen": "a", "rejected": "b", "votes_chosen": -1}, "negative"),
         ({"prompt": "p", "chosen": "a", "rejected": "b", "votes_chosen": 0}, "nobody voted"),
         ({"prompt": "p", "images": ["a"], "votes": [1]}, "two or more"),
+        ({"prompt": "p", "chosen": "a", "rejected": "b", "split": "../x"}, "split's name"),
     ],
 )
 def test_a_row_that_says_nothing_is_told_and_the_others_are_read(

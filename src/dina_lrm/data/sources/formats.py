@@ -67,6 +67,8 @@ def read_rows(row: Row, place: Place) -> Sequence[SourcePair]:
     more images; and `split` and `kind` where they matter.
     """
     rest = {"split": _text(row, "split", ""), "kind": _text(row, "kind", "mixed")}
+    if rest["split"] and not rest["split"].isidentifier():
+        raise DataError("a split's name must be letters, digits and underscores")
     if "images" not in row:
         tied = _count(row.get("votes_tied", 0))
         votes = (_count(row.get("votes_chosen", 0 if tied else 1)), _count(row.get("votes_rejected", 0)), tied)
