@@ -7,12 +7,13 @@ delays another with a single one by no more than a batch. Nothing here knows thr
 
 from __future__ import annotations
 
+import bisect
 import heapq
 import math
-from collections import deque
+from collections import Counter
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
 
 @dataclass(eq=False, kw_only=True)
@@ -44,6 +45,7 @@ class Task:
 
 
 W = TypeVar("W", bound=Task)
+_Turn: TypeAlias = tuple[int, int, str]  # states given to a client, ticket of its next task, the client
 
 
 @dataclass(frozen=True)
@@ -62,14 +64,28 @@ class Share(Generic[W]):
 
 @dataclass
 class _Lane(Generic[W]):
-    """Tasks of one key, the oldest first, and their states."""
+    """Tasks of one key: in order of arrival, and each client's in order of their tickets."""
 
     tasks: dict[W, None] = field(default_factory=dict)
+    lines: dict[str, list[W]] = field(default_factory=dict)
     states: int = 0
 
     def leaves_at(self, max_batch_size: int) -> float:
         """The moment from which a batch of them may leave."""
         return -math.inf if self.states >= max_batch_size else next(iter(self.tasks)).leaves_at
+
+    def put(self, task: W) -> None:
+        self.tasks[task] = None
+        bisect.insort(self.lines.setdefault(task.client, []), task, key=lambda task: task.ticket)
+        self.states += task.states
+
+    def drop(self, task: W) -> None:
+        del self.tasks[task]
+        line = self.lines[task.client]
+        line.remove(task)
+        if not line:
+            del self.lines[task.client]
+        self.states -= task.states
 
 
 @dataclass
@@ -105,9 +121,7 @@ class Batcher(Generic[W]):
 
     def put(self, task: W) -> None:
         """Stand in line."""
-        lane = self._lanes.setdefault(task.key, _Lane())
-        lane.tasks[task] = None
-        lane.states += task.states
+        self._lanes.setdefault(task.key, _Lane()).put(task)
         self._accounts.setdefault(task.client, _Account(self._turn)).tasks += 1
 
     def drop(self, task: W) -> None:
@@ -115,8 +129,7 @@ class Batcher(Generic[W]):
         lane = self._lanes.get(task.key)
         if lane is None or task not in lane.tasks:
             return
-        del lane.tasks[task]
-        lane.states -= task.states
+        lane.drop(task)
         if not lane.tasks:
             del self._lanes[task.key]
         account = self._accounts[task.client]
@@ -129,43 +142,45 @@ class Batcher(Generic[W]):
         ready = [lane for lane in self._lanes.values() if lane.leaves_at(self.max_batch_size) <= now]
         if not ready:
             return []
-        lead = min((task for lane in ready for task in lane.tasks), key=self._precedence)
-        self._turn = max(self._turn, self._accounts[lead.client].served)
-        chosen = self._choose(self._lanes[lead.key], lead.weight)
+        turns, lane = min(((self._turns(lane), lane) for lane in ready), key=lambda pair: pair[0][0])
+        self._turn = max(self._turn, turns[0][0])
+        chosen = self._choose(turns, lane)
         shares = [Share(task, task.taken, task.taken + units) for task, units in chosen.items()]
         for share in shares:
-            self._hand_out(share)
+            self._hand_out(lane, share)
         return shares
 
-    def _precedence(self, task: W) -> tuple[int, int]:
-        return self._accounts[task.client].served, task.ticket
-
-    def _choose(self, lane: _Lane[W], weight: int) -> dict[W, int]:
-        """Units of each task in the next batch: place after place goes to the client that was given least."""
-        lines: dict[str, deque[W]] = {}
-        for task in sorted(lane.tasks, key=lambda task: task.ticket):
-            lines.setdefault(task.client, deque()).append(task)
-        turns = [(*self._precedence(line[0]), client) for client, line in lines.items()]
+    def _turns(self, lane: _Lane[W]) -> list[_Turn]:
+        """A heap of the clients of a lane."""
+        turns = [(self._accounts[client].served, line[0].ticket, client) for client, line in lane.lines.items()]
         heapq.heapify(turns)
-        chosen: dict[W, int] = {}
-        places = max(1, self.max_batch_size // weight)
-        while turns and places:
+        return turns
+
+    def _choose(self, turns: list[_Turn], lane: _Lane[W]) -> dict[W, int]:
+        """Units of each task in the next batch: place after place goes to the client that was given least."""
+        chosen: Counter[W] = Counter()
+        whole: Counter[str] = (
+            Counter()
+        )  # tasks at the head of each client's line that are in the batch to their last unit
+        weight = next(iter(lane.tasks)).weight
+        for _ in range(max(1, self.max_batch_size // weight)):
+            if not turns:
+                break
             served, _, client = turns[0]
-            line = lines[client]
-            chosen[line[0]] = chosen.get(line[0], 0) + 1
-            places -= 1
-            if chosen[line[0]] == line[0].size - line[0].taken:
-                line.popleft()
-            if line:
-                heapq.heapreplace(turns, (served + weight, line[0].ticket, client))
+            line = lane.lines[client]
+            task = line[whole[client]]
+            chosen[task] += 1
+            whole[client] += chosen[task] == task.size - task.taken
+            if whole[client] < len(line):
+                heapq.heapreplace(turns, (served + weight, line[whole[client]].ticket, client))
             else:
                 heapq.heappop(turns)
         return chosen
 
-    def _hand_out(self, share: Share[W]) -> None:
+    def _hand_out(self, lane: _Lane[W], share: Share[W]) -> None:
         task = share.task
         self._accounts[task.client].served += share.states
-        self._lanes[task.key].states -= share.states
+        lane.states -= share.states
         task.taken = share.stop
         if task.taken == task.size:
             self.drop(task)
