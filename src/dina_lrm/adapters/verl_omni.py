@@ -76,7 +76,7 @@ def of_one(value: Any, name: str, rank: int) -> Tensor:
     return value
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sample:
     """What is known of one sample: latents or a picture, text states or a prompt."""
 
@@ -231,12 +231,7 @@ class _Together:
 
     async def _work(self, loop: asyncio.AbstractEventLoop) -> None:
         await asyncio.sleep(0)  # whoever asks in this turn of the loop comes along
-        while self._waiting:
-            # What a loop that is gone left behind, and who no longer waits.
-            self._waiting = [one for one in self._waiting if one[1].get_loop() is loop and not one[1].done()]
-            key = self._waiting[0][0].key if self._waiting else None
-            batch = [one for one in self._waiting if one[0].key == key][:MOST_AT_ONCE]
-            self._waiting = [one for one in self._waiting if one not in batch]
+        while batch := self._next(loop):
             found = await asyncio.to_thread(self._score, [sample for sample, _ in batch])
             for (_, answer), one in zip(batch, found, strict=True):
                 if answer.done():
@@ -246,10 +241,21 @@ class _Together:
                 else:
                     answer.set_exception(one)
 
+    def _next(self, loop: asyncio.AbstractEventLoop) -> list[tuple[Sample, asyncio.Future[Reward]]]:
+        """Samples of one key, the oldest first, that somebody in this loop still waits for."""
+        batch: list[tuple[Sample, asyncio.Future[Reward]]] = []
+        later: list[tuple[Sample, asyncio.Future[Reward]]] = []
+        for one in self._waiting:
+            sample, answer = one
+            if answer.get_loop() is not loop or answer.done():
+                continue
+            fits = not batch or (sample.key == batch[0][0].key and len(batch) < MOST_AT_ONCE)
+            (batch if fits else later).append(one)
+        self._waiting = later
+        return batch
+
     def _score(self, samples: Sequence[Sample]) -> list[Reward | Exception]:
         """Each one's reward or error; what fails together is asked for one by one."""
-        if not samples:
-            return []
         try:
             together = _score(self._model, self._asking, samples)
         except Exception as error:  # whoever awaits the sample is told

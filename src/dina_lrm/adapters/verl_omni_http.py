@@ -69,8 +69,12 @@ async def compute_score(
         WorkError: no answer, or none that is a finite score.
     """
     del ground_truth, kwargs
-    body = await asyncio.to_thread(pack, _tensors(solution_image, extra_info, noise_level, noise_seed))
+    if not timeout > 0:
+        raise ValueRangeError(f"timeout must be above 0 seconds, got {timeout}")
+    if max_retries < 0:
+        raise ValueRangeError(f"max_retries must be 0 or more, got {max_retries}")
     patience = Patience((max_retries + 1) * (timeout + LONGEST_BACKOFF), max_retries, retry_backoff)
+    body = await asyncio.to_thread(pack, _tensors(solution_image, extra_info, noise_level, noise_seed))
     headers = HEADERS if api_key is None else {**HEADERS, "authorization": f"Bearer {api_key}"}
     raw = await _ask(server_url, body, headers, timeout, patience)
     return {"score": raw * score_scale + score_bias, "drm_raw_score": raw}
