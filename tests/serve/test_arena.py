@@ -57,6 +57,13 @@ def vote(arena: Arena, choice: str, voter: str = "ann") -> ShownPair:
     return shown
 
 
+async def see_all(arena: Arena) -> None:
+    """Until every candidate that may be picked is scored."""
+    while next(arena._to_come("knowing:1"), None) is not None:
+        arena.look_ahead()
+        await arena.settled()
+
+
 def test_a_pair_is_two_pictures_of_one_prompt(arena: Arena) -> None:
     shown = arena.next_pair("ann")
     left, right = sides(arena, shown)
@@ -136,9 +143,7 @@ def test_a_ticket_of_another_arena_is_refused(arena: Arena, tmp_path: Path) -> N
 @in_loop
 async def test_pairs_are_picked_where_the_judge_is_least_sure(arena: Arena) -> None:
     arena.judge = KnowingJudge()
-    while len(arena._ready("knowing:1")) < len(arena._prompts["active"]):
-        arena.look_ahead()
-        await arena.settled()
+    await see_all(arena)
     distance = {"random": [], "active": []}
     for _ in range(12):
         shown = vote(arena, "skip")
@@ -151,9 +156,7 @@ async def test_pairs_are_picked_where_the_judge_is_least_sure(arena: Arena) -> N
 @in_loop
 async def test_a_pair_that_was_voted_on_gives_way_to_others(arena: Arena) -> None:
     arena.judge = KnowingJudge()
-    while len(arena._ready("knowing:1")) < len(arena._prompts["active"]):
-        arena.look_ahead()
-        await arena.settled()
+    await see_all(arena)
     for number in range(30):
         vote(arena, "left", f"voter{number}")
     active = [one for one in arena.store.votes() if one.sampling == "active"]

@@ -6,20 +6,19 @@ from typing import Self
 
 import torch
 from fastapi import APIRouter, Request, Response
-from pydantic import Field
 from torch import Tensor
 
 from dina_lrm.errors import InputError
 from dina_lrm.noise import NoiseEnsemble
 from dina_lrm.scoring import RewardModel
 from dina_lrm.scoring.questions import Candidates
-from dina_lrm.scoring.wire import JSON_TYPE, Seed, Sigma, WireReply, WireRequest
+from dina_lrm.scoring.wire import Seed, Sigma, WireReply, WireRequest
 from dina_lrm.serve.asked import read_asked
 from dina_lrm.serve.desk import Desk, read_body
 from dina_lrm.serve.engine import Visit
 from dina_lrm.serve.pictures import Fit, open_pictures
 from dina_lrm.serve.refusals import Refusal, refusal_of
-from dina_lrm.serve.routes.scores import json_response
+from dina_lrm.serve.routes.replies import bodies, json_response
 from dina_lrm.serve.subject import Subject, check, encode_pictures
 
 __all__ = ["AttentionReply", "AttentionRequest", "attention_maps", "attention_router"]
@@ -41,9 +40,6 @@ class AttentionRequest(WireRequest):
     images: tuple[str, ...] = ()
     sigma: Sigma = 0.4
     seed: Seed = 0
-
-
-BODY = {"requestBody": {"required": True, "content": {JSON_TYPE: {"schema": AttentionRequest.model_json_schema()}}}}
 
 
 class AttentionReply(WireReply):
@@ -81,7 +77,7 @@ def attention_router(desk: Desk) -> APIRouter:
     """The route that asks a model where it looks."""
     router = APIRouter(tags=["scores"])
 
-    @router.post("/v1/attention", response_model=AttentionReply, openapi_extra=BODY)
+    @router.post("/v1/attention", response_model=AttentionReply, openapi_extra=bodies(AttentionRequest, blob=False))
     async def attention(http: Request) -> Response:
         """Where the head's queries look in a picture, at one noise level: in JSON or in a form, as `/v1/rank` takes them."""
         named = await desk.admit(http)

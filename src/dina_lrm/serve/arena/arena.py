@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -141,8 +141,10 @@ class Arena:
             "active": [prompt for prompt in prompts if prompt not in apart],
         }
         self._check()
-        self._voted = {vote.prompt for vote in store.votes()}
-        self._scored: dict[str, set[str]] = {}
+        self._voted: dict[str, set[str]] = {}  # candidates that were voted on, by prompt
+        for vote in store.votes():
+            self._remember(vote)
+        self._known: dict[str, set[str]] = {}  # candidates that were scored, by the judge's identity
         self._scoring: dict[str, asyncio.Task[None]] = {}
 
     def _check(self) -> None:
@@ -247,7 +249,7 @@ class Arena:
         prompt = self.source.prompt_of[showing.left]
         vote = Vote(ticket, voter, prompt, showing.left, showing.right, choice, showing.sampling, now)
         fresh = self.store.add(vote)
-        self._voted.add(prompt)
+        self._remember(vote)
         return fresh
 
     def stats(self, voter: str = "") -> ArenaStats:
@@ -304,43 +306,56 @@ class Arena:
         identity = self.judge.identity
         if identity is None:
             return
-        ready = self._ready(identity)
-        others = self._prompts["active"]
-        for prompt in (*self._voted, *random.sample(others, len(others))):
+        for prompt, candidates in (*self._behind(identity), *self._to_come(identity)):
             if len(self._scoring) >= self.settings.ahead:
                 return
-            if prompt not in ready and prompt not in self._scoring:
-                self._scoring[prompt] = asyncio.create_task(self._score(prompt, identity))
+            if prompt not in self._scoring:
+                self._scoring[prompt] = asyncio.create_task(self._score(prompt, candidates, identity))
 
     async def settled(self) -> None:
         """Wait until nothing is being scored."""
         while self._scoring:
             await asyncio.gather(*self._scoring.values())
 
-    async def _score(self, prompt: str, identity: str) -> None:
-        candidates = self.source.by_prompt[prompt]
+    def _behind(self, identity: str) -> Iterator[tuple[str, list[str]]]:
+        """Candidates that were voted on and are not scored, by prompt."""
+        known = self._scored(identity)
+        for prompt, candidates in list(self._voted.items()):
+            if not candidates <= known:
+                yield prompt, sorted(candidates - known)
+
+    def _to_come(self, identity: str) -> Iterator[tuple[str, list[str]]]:
+        """Prompts whose pairs may be picked next, in any order, with their candidates that are not scored."""
+        known = self._scored(identity)
+        for prompt in random.sample(self._prompts["active"], len(self._prompts["active"])):
+            candidates = [name for name in self.source.by_prompt[prompt] if name not in known]
+            if candidates:
+                yield prompt, candidates
+
+    async def _score(self, prompt: str, candidates: Sequence[str], identity: str) -> None:
         try:
             found = await self.judge.utilities(prompt, candidates)
             if self.judge.identity == identity:  # else another model may have answered
                 utilities = dict(zip(candidates, found, strict=True))
                 await asyncio.to_thread(self.store.add_utilities, identity, utilities)
-                self._ready(identity).add(prompt)
+                self._scored(identity).update(candidates)
         except DinaError as error:
             # No vote hangs on it: the pair is shown all the same, and scored another time.
             log.warning("arena: candidates of a prompt could not be scored: %s", error)
             return
         finally:
             del self._scoring[prompt]
-        if not self._voted <= self._ready(identity):
+        if next(self._behind(identity), None) is not None:
             self.look_ahead()
 
-    def _ready(self, identity: str) -> set[str]:
-        """Prompts whose candidates a model has scored, all of them."""
-        if identity not in self._scored:
-            known = self.store.scored(identity)
-            by_prompt = self.source.by_prompt
-            self._scored[identity] = {prompt for prompt, names in by_prompt.items() if known.issuperset(names)}
-        return self._scored[identity]
+    def _scored(self, identity: str) -> set[str]:
+        """Candidates that a model has scored."""
+        if identity not in self._known:
+            self._known[identity] = self.store.scored(identity)
+        return self._known[identity]
+
+    def _remember(self, vote: Vote) -> None:
+        self._voted.setdefault(vote.prompt, set()).update((vote.left, vote.right))
 
     def _pick(self, sampling: Sampling, seen: set[Pair], rng: random.Random) -> Pair | None:
         """A pair that this voter has not seen; None if there is none left."""
@@ -352,13 +367,13 @@ class Arena:
         identity = self.judge.identity
         if identity is None:
             return None
-        scored = self._ready(identity)
-        ready = [prompt for prompt in self._prompts["active"] if prompt in scored]
+        known, by_prompt = self._scored(identity), self.source.by_prompt
+        ready = [prompt for prompt in self._prompts["active"] if known.issuperset(by_prompt[prompt])]
         pool = rng.sample(ready, min(self.settings.pool, len(ready)))
-        pairs = [pair for prompt in pool for pair in pairs_of(self.source.by_prompt[prompt]) if pair not in seen]
+        pairs = [pair for prompt in pool for pair in pairs_of(by_prompt[prompt]) if pair not in seen]
         if not pairs:
             return None
-        utilities = self.store.utilities(identity, [name for prompt in pool for name in self.source.by_prompt[prompt]])
+        utilities = self.store.utilities(identity, [name for prompt in pool for name in by_prompt[prompt]])
         margins = torch.tensor([utilities[one] - utilities[other] for one, other in pairs], dtype=torch.float64)
         votes = tally(self.store.votes(prompts=pool))
         counts = torch.tensor([votes.get(pair, (0.0, 0.0)) for pair in pairs], dtype=torch.float64)
