@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dina_lrm.errors import ShapeError, ValueRangeError
-from dina_lrm.metrics import brier_score, calibration_error, reliability, soft_nll
+from dina_lrm.metrics import brier_score, calibration_error, calibration_floor, reliability, soft_nll
 
 
 def test_a_forecaster_who_names_the_share_has_no_error():
@@ -65,6 +65,20 @@ def test_whoever_is_off_everywhere_is_off_in_every_resample():
     assert (found.low, found.value, found.high) == pytest.approx((0.3, 0.3, 0.3))
     with pytest.raises(ShapeError, match="one a pair"):
         calibration_error(curve, torch.zeros(3))
+
+
+def test_the_floor_is_what_a_truthful_forecaster_shows():
+    generator = torch.Generator().manual_seed(3)
+    errors, floors = [], []
+    for _ in range(30):
+        probability = 0.5 + torch.rand(400, generator=generator) / 2
+        target = (torch.rand(400, generator=generator) < probability).double()
+        curve = reliability(probability, target)
+        errors.append(curve.error)
+        floors.append(calibration_floor(curve, torch.arange(400) // 4))
+    assert sum(errors) == pytest.approx(sum(floors), rel=0.15)
+    boastful = reliability(torch.full((400,), 0.99), target)
+    assert calibration_floor(boastful, torch.arange(400) // 4) < boastful.error / 2
 
 
 def test_brier():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -93,18 +94,43 @@ def calibration_error(curve: Reliability, clusters: Tensor, resamples: int = 100
     Raises:
         ShapeError: clusters are not `[n]`.
     """
-    if clusters.shape != curve.members.shape:
-        raise ShapeError(f"clusters must be {list(curve.members.shape)}, one a pair, got {list(clusters.shape)}")
-    _, numbers = clusters.unique(return_inverse=True)
-    groups, bins = int(numbers.max()) + 1, len(curve.count)
-    places = numbers * bins + curve.members
-    gaps = torch.zeros(groups * bins, dtype=torch.float64).index_add_(0, places, curve.predicted - curve.favoured)
-    sizes = numbers.bincount(minlength=groups).double()
-    weights = multinomial_weights(groups, resamples, seed)
-    errors = (weights @ gaps.view(groups, bins)).abs().sum(dim=1) / (weights @ sizes)
+    gaps, sizes = _cluster_gaps(curve, clusters)
+    weights = multinomial_weights(len(gaps), resamples, seed)
+    errors = (weights @ gaps).abs().sum(dim=1) / (weights @ sizes)
     low, high = errors.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     # The error itself may lie below all of its resamples.
-    return Estimate(curve.error, min(low, curve.error), max(high, curve.error), len(numbers), groups)
+    return Estimate(curve.error, min(low, curve.error), max(high, curve.error), len(curve.members), len(gaps))
+
+
+def calibration_floor(curve: Reliability, clusters: Tensor, resamples: int = 1000, seed: int = 0) -> float:
+    """The calibration error that the truth itself would show on so few votes: what an error is to be compared with.
+
+    The mean error after the sign of all gaps of a cluster has been drawn by lot (the wild bootstrap, Liu 1988): gaps as
+    large and as alike within a prompt as these, but without a direction.
+
+    Args:
+        curve: the reliability curve of n pairs.
+        clusters: cluster number of each pair `[n]`.
+        resamples: how often lots are drawn.
+        seed: of the draws.
+
+    Raises:
+        ShapeError: clusters are not `[n]`.
+    """
+    gaps, sizes = _cluster_gaps(curve, clusters)
+    lots = torch.randint(2, (resamples, len(gaps)), generator=torch.Generator().manual_seed(seed)).double() * 2 - 1
+    return float((lots @ gaps).abs().sum(dim=1).mean() / sizes.sum())
+
+
+def _cluster_gaps(curve: Reliability, clusters: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum of predicted less favoured by cluster and bin `[g k]`, and pairs by cluster `[g]`."""
+    if clusters.shape != curve.members.shape:
+        raise ShapeError(f"clusters must be {list(curve.members.shape)}, one a pair, got {list(clusters.shape)}")
+    names, places = np.unique(clusters.numpy(), return_inverse=True)
+    numbers, groups, bins = torch.from_numpy(places), len(names), len(curve.count)
+    gaps = torch.zeros(groups * bins, dtype=torch.float64)
+    gaps.index_add_(0, numbers * bins + curve.members, curve.predicted - curve.favoured)
+    return gaps.view(groups, bins), numbers.bincount(minlength=groups).double()
 
 
 def brier_score(probability: Tensor, target: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from dina_lrm.preference.calibration import Calibration, CalibrationLevel, MarginSpread
 from dina_lrm.preference.likelihoods import BradleyTerry, Likelihood, Thurstone
 from dina_lrm.preference.objectives import Objective, fidelity, nll
+from dina_lrm.preference.tabulated import TabulatedThurstone
 
 __all__ = [
     "BradleyTerry",
@@ -11,6 +12,7 @@ __all__ = [
     "Likelihood",
     "MarginSpread",
     "Objective",
+    "TabulatedThurstone",
     "Thurstone",
     "fidelity",
     "nll",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +24,28 @@ class Likelihood(ABC):
     def choice(self) -> Likelihood:
         """The law without what only training asks for: its two orders add up to 1."""
         return self
+
+    def log_prob_of_mean(
+        self, margin: Tensor, sigmas: Sequence[float], weights: Sequence[float] | None = None, draws: int = 1
+    ) -> Tensor:
+        """Log-probability that a is preferred to b, from a utility margin averaged over noise levels and draws.
+
+        A law that was set, not fitted, knows nothing of averages: the mean is given the mean variance of its levels,
+        which for `var(sigma) = k sigma^2 + c` is the law at their root mean square. That is too humble wherever
+        averaging helped; `TabulatedThurstone` is fitted to say how much.
+
+        Args:
+            margin: weighted mean utility of a less that of b, any shape.
+            sigmas: the levels.
+            weights: of each level, adding up to 1; None weighs them equally.
+            draws: of noise at every level.
+
+        Returns:
+            Of the margin's shape, at most 0.
+        """
+        shares = weights or [1 / len(sigmas)] * len(sigmas)
+        level = math.sqrt(sum(w * s * s for w, s in zip(shares, sigmas, strict=True)))
+        return self.log_prob(margin, torch.zeros_like(margin), torch.full_like(margin, level))
 
     @abstractmethod
     def variance(self, sigma: Tensor) -> Tensor:
