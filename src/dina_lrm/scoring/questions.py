@@ -111,7 +111,7 @@ def answer_all(questions: Sequence[Question[T]], read: Callable[[Reading], Tenso
             if states >= max_batch_size:
                 break
         readings = [asked.pop(place) for place in batch]
-        utilities = read(Reading.cat(readings)).split([len(reading) for reading in readings])
+        utilities = torch.split(read(Reading.cat(readings)), [len(reading) for reading in readings])
         for place, utility in zip(batch, utilities, strict=True):
             step(place, utility)
     return [answers[place] for place in range(len(questions))]
