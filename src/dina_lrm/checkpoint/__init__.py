@@ -1,12 +1,16 @@
 """A model on disk: our folder, and the authors' published layout."""
 
-from dina_lrm.checkpoint.convert import Conversion, convert_model
-from dina_lrm.checkpoint.describe import describe, load_any, verify
-from dina_lrm.checkpoint.folder import load_model, refuse_foreign, save_model, verify_model
+from dina_lrm.checkpoint.convert import Conversion, calibrated_copy, convert_model
+from dina_lrm.checkpoint.describe import describe, is_published, load_any, verify
+from dina_lrm.checkpoint.folder import load_model, refuse_foreign, save_calibration, save_model, verify_model
 from dina_lrm.checkpoint.format import (
     BaseReference,
     BradleyTerryConfig,
     CalibrationConfig,
+    CalibrationQuality,
+    CalibrationScore,
+    LawParametersConfig,
+    LevelCalibrationConfig,
     LikelihoodConfig,
     ModelConfig,
     ScoringConfig,
@@ -18,17 +22,24 @@ __all__ = [
     "BaseReference",
     "BradleyTerryConfig",
     "CalibrationConfig",
+    "CalibrationQuality",
+    "CalibrationScore",
     "Conversion",
+    "LawParametersConfig",
+    "LevelCalibrationConfig",
     "LikelihoodConfig",
     "LoadedModel",
     "ModelConfig",
     "ScoringConfig",
     "ThurstoneConfig",
+    "calibrated_copy",
     "convert_model",
     "describe",
+    "is_published",
     "load_any",
     "load_model",
     "refuse_foreign",
+    "save_calibration",
     "save_model",
     "verify",
     "verify_model",

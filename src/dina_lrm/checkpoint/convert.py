@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dina_lrm.checkpoint.adapters import CONFIG_FILE as ADAPTER_CONFIG_FILE
 from dina_lrm.checkpoint.adapters import PEFT_PREFIX, WEIGHTS_FILE, layers_of, peft_config, rule_of
-from dina_lrm.checkpoint.describe import OURS, PUBLISHED, resolve, store
+from dina_lrm.checkpoint.describe import OURS, PUBLISHED, read_any, resolve, store
 from dina_lrm.checkpoint.folder import (
     ADAPTER_FILE,
     CONFIG_FILE,
@@ -25,7 +25,7 @@ from dina_lrm.checkpoint.folder import (
     write_folder,
     write_json,
 )
-from dina_lrm.checkpoint.format import BaseReference, ModelConfig
+from dina_lrm.checkpoint.format import BaseReference, CalibrationConfig, ModelConfig
 from dina_lrm.checkpoint.head_names import their_name
 from dina_lrm.checkpoint.published import (
     ADAPTER_FOLDER,
@@ -107,6 +107,30 @@ def convert_model(source: Path | str, out: Path | str, to: Layout = OURS, base: 
     parts = (stored.head, stored.adapter or {}, stored.network or {})
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     return Conversion(str(source), str(out), to, sum(map(len, parts)), size, stored.config.notes)
+
+
+def calibrated_copy(source: Path | str, out: Path | str, calibration: CalibrationConfig) -> None:
+    """A model of either layout as a folder of ours with this calibration; it appears whole or not at all.
+
+    Args:
+        source: folder or hub id, read and checked whole.
+        out: the folder to write; replaced if it is a model folder.
+        calibration: that the copy carries.
+
+    Raises:
+        CheckpointError: the source is not whole, or `out` is in the way.
+    """
+    folder, out = resolve(source), Path(out)
+    _refuse_place(folder, out)
+    stored = read_any(folder)
+    if find_published(folder) is not None:
+        stored = with_release_latents(stored)
+    base = stored.config.base
+    beside = folder / base.name
+    if not Path(base.name).is_absolute() and beside.is_dir():  # the copy lies elsewhere
+        base = base.model_copy(update={"name": str(beside.resolve())})
+    config = stored.config.model_copy(update={"base": base, "calibration": calibration})
+    write_ours(replace(stored, config=config), out)
 
 
 def write_ours(stored: StoredModel, out: Path) -> None:

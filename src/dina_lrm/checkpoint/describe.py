@@ -115,6 +115,15 @@ def verify(path: Path | str) -> bool:
     return files.section is not None
 
 
+def is_published(path: Path | str) -> bool:
+    """Whether a model, folder or hub id, has the authors' layout.
+
+    Raises:
+        CheckpointError: neither a folder nor something the hub has.
+    """
+    return find_published(resolve(path)) is not None
+
+
 def read_any(path: Path | str, base: str | None = None) -> StoredModel:
     """All that a model folder holds, checked, without its base.
 

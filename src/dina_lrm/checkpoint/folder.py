@@ -23,18 +23,19 @@ from torch import Tensor
 
 from dina_lrm.checkpoint.adapters import PEFT_PREFIX, check_pairs, layers_of, peft_config, read_adapter_config
 from dina_lrm.checkpoint.fit import check_head
-from dina_lrm.checkpoint.format import SCHEMA_VERSION, FileEntry, ModelConfig
+from dina_lrm.checkpoint.format import SCHEMA_VERSION, CalibrationConfig, FileEntry, ModelConfig
 from dina_lrm.checkpoint.stored import LoadedModel, StoredModel, load_stored
 from dina_lrm.checkpoint.tensor_files import check_finite, map_tensors, read_tensors, write_tensors
 from dina_lrm.errors import CheckpointError
 from dina_lrm.model import RewardNetwork
-from dina_lrm.runtime.files import atomic_folder, sha256_file
+from dina_lrm.runtime.files import atomic_folder, atomic_write, sha256_file
 
 CONFIG_FILE = "config.json"
 HEAD_FILE = "head.safetensors"
 ADAPTER_FILE = "adapter/adapter_model.safetensors"
 ADAPTER_CONFIG_FILE = "adapter/adapter_config.json"
 NETWORK_FILE = "network.safetensors"
+CARD_FILES = ("calibration.json", "reliability.png")  # what `dina-lrm calibrate` lays beside a model, for people
 ADAPTER_NAMES = ("adapter_config.json", "adapter_model.safetensors", "README.md")  # the last is peft's
 
 
@@ -99,13 +100,35 @@ def refuse_foreign(folder: Path) -> None:
     if not folder.is_dir():
         return
     adapter = {f"{place}/{name}" for place in ("adapter", "checkpoint/backbone_lora") for name in ADAPTER_NAMES}
-    known = {CONFIG_FILE, HEAD_FILE, NETWORK_FILE, "checkpoint/rm_head.pt", "checkpoint/full_model.pt", *adapter}
+    known = {
+        CONFIG_FILE,
+        HEAD_FILE,
+        NETWORK_FILE,
+        *CARD_FILES,
+        "checkpoint/rm_head.pt",
+        "checkpoint/full_model.pt",
+        *adapter,
+    }
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if not path.is_dir() and name not in known:
             raise CheckpointError(
                 f"{folder} holds {name}, which is no part of a model, and would be lost; name a folder of its own"
             )
+
+
+def save_calibration(folder: Path | str, calibration: CalibrationConfig) -> None:
+    """Put a calibration into a model folder: `config.json` is replaced whole, no other file is touched.
+
+    Raises:
+        CheckpointError: no whole model folder of ours.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    check_sizes(folder, config)
+    changed = config.model_copy(update={"calibration": calibration})
+    with atomic_write(folder / CONFIG_FILE) as file:
+        file.write(json.dumps(changed.model_dump(mode="json"), indent=2).encode())
 
 
 def load_model(

@@ -1,6 +1,6 @@
 """What a choice is: laws of choice, objectives on them, calibration."""
 
-from dina_lrm.preference.calibration import Calibration, CalibrationLevel, MarginSpread
+from dina_lrm.preference.calibration import Calibration, CalibrationLevel, MarginSpread, RewardKind
 from dina_lrm.preference.likelihoods import BradleyTerry, Likelihood, Thurstone
 from dina_lrm.preference.objectives import Objective, fidelity, nll
 from dina_lrm.preference.tabulated import TabulatedThurstone
@@ -12,6 +12,7 @@ __all__ = [
     "Likelihood",
     "MarginSpread",
     "Objective",
+    "RewardKind",
     "TabulatedThurstone",
     "Thurstone",
     "fidelity",
