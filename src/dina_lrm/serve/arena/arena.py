@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from dina_lrm.config import Config
 from dina_lrm.data import PreferenceData
-from dina_lrm.errors import DataError, DinaError
+from dina_lrm.errors import DataError
 from dina_lrm.serve.arena.agreement import Agreement
 from dina_lrm.serve.arena.export import Encode, export_votes
 from dina_lrm.serve.arena.judge import Judge, NoJudge
@@ -339,9 +339,9 @@ class Arena:
                 utilities = dict(zip(candidates, found, strict=True))
                 await asyncio.to_thread(self.store.add_utilities, identity, utilities)
                 self._scored(identity).update(candidates)
-        except DinaError as error:
+        except Exception as error:  # in the background there is nobody else to tell
             # No vote hangs on it: the pair is shown all the same, and scored another time.
-            log.warning("arena: candidates of a prompt could not be scored: %s", error)
+            log.warning("arena: candidates of a prompt could not be scored: %s: %s", type(error).__name__, error)
             return
         finally:
             del self._scoring[prompt]
