@@ -1,28 +1,15 @@
 """Rules of scoring, and the prompts that a control shows."""
 
 import pytest
-import torch
 
 from dina_lrm.errors import DataError, ValueRangeError
 from dina_lrm.evals import ScoringRule
 from dina_lrm.evals.rules import deranged, shown_prompts
-from dina_lrm.preference import Thurstone
 
 
 def test_labels():
     assert ScoringRule((0.4,)).label == "sigma 0.4"
     assert ScoringRule((0.2, 0.5), draws=2, fusion="tokens").label == "tokens 0.2, 0.5 × 2 draws"
-
-
-def test_the_law_at_the_choice_sigma_has_the_mean_variance():
-    levels = (0.2, 0.5, 0.7)
-    law = Thurstone()
-    mean = law.variance(torch.tensor(levels)).mean()
-    torch.testing.assert_close(law.variance(torch.tensor(ScoringRule(levels).choice_sigma)), mean)
-
-
-def test_one_level_is_its_own_choice_sigma():
-    assert ScoringRule((0.4,)).choice_sigma == pytest.approx(0.4)
 
 
 def test_bad_rules():

@@ -312,9 +312,11 @@ def _kendall_tau(scored: ScoredSplit) -> AccuracyEstimate:
 def _calibration(scored: ScoredSplit, likelihood: Likelihood, bins: int) -> CalibrationCard:
     view = scored.view
     chosen, rejected = scored.utility[view.chosen], scored.utility[view.rejected]
-    sigma = torch.full_like(chosen, scored.rule.choice_sigma)
-    law = likelihood.choice()
-    log_prob, log_prob_other = law.log_prob(chosen, rejected, sigma), law.log_prob(rejected, chosen, sigma)
+    law, rule = likelihood.choice(), scored.rule
+    log_prob, log_prob_other = (
+        law.log_prob_of_mean(margin, rule.sigmas, None, rule.max_draws)
+        for margin in (chosen - rejected, rejected - chosen)
+    )
     curve = reliability(log_prob.exp(), view.target, bins)
     entropy = soft_nll(view.target.log(), (1 - view.target).log(), view.target)
     return CalibrationCard(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -27,16 +26,6 @@ class ScoringRule(NoiseEnsemble):
         levels = ", ".join(f"{s:g}" for s in self.sigmas)
         times = f" × {self.max_draws} draws" if self.max_draws > 1 else ""
         return (f"sigma {levels}" if len(self.sigmas) == 1 else f"{self.fusion} {levels}") + times
-
-    @property
-    def choice_sigma(self) -> float:
-        """The level whose variance is the mean variance of the rule's levels, `sqrt(mean_k sigma_k^2)`.
-
-        A pair judged by an average over K levels is given the law of choice with the average variance,
-        `P(a > b) = Phi((u_a - u_b) / sqrt(2 mean_k var(sigma_k)))`; as `var(sigma) = k sigma^2 + c` is linear in
-        `sigma^2`, that is the law at the root mean square of the levels.
-        """
-        return math.sqrt(sum(s * s for s in self.sigmas) / len(self.sigmas))
 
 
 def deranged(items: Sequence[str], seed: int) -> list[str]:

@@ -259,10 +259,9 @@ class Asker:
             lead = self._comparison(seen, levels, reward, (order[0], order[1]), tie_band, decided)
         return Ranking(order, reward, lead, decided)
 
-    def probability(self, margin: Tensor, levels: Levels) -> Tensor:
-        """P(a preferred) for margins `[n]`: the law at the level whose variance is the mean over the levels."""
-        level = torch.tensor(levels.choice_sigma, dtype=margin.dtype, device=margin.device).expand(margin.shape)
-        return self.law.log_prob(margin, torch.zeros_like(margin), level).exp()
+    def probability(self, margin: Tensor, levels: Levels, draws: int) -> Tensor:
+        """P(a preferred) for margins `[n]` that are means over so many draws of the levels."""
+        return self.law.log_prob_of_mean(margin, levels.sigmas, levels.weights, draws).exp()
 
     def _levels(self, ensemble: NoiseEnsemble) -> Levels:
         return Levels.of(ensemble, self.levels(ensemble.sigmas), self.law)
@@ -344,8 +343,12 @@ class Asker:
             if len(units) < test.total and margin > reach:
                 continue
             left.append(rival)
-            farthest = torch.tensor([abs(margin) + reach], dtype=torch.float64)
-            tied = math.isfinite(reach) and float(self.probability(farthest, levels)) <= 0.5 + tie_band
+            tied = False
+            if math.isfinite(reach):
+                farthest = torch.tensor([abs(margin) + reach], dtype=torch.float64)
+                # The verdict that the whole budget would give is at its number of draws.
+                whole = float(self.probability(farthest, levels, seen.ensemble.max_draws))
+                tied = whole <= 0.5 + tie_band
             settled = settled and tied and len(units) < test.total
         return torch.tensor(sorted(left)), settled
 
@@ -377,7 +380,7 @@ class Asker:
         else:
             error = student_quantile(0.975, math.inf) * math.sqrt(2 * levels.mean_variance)
         points = torch.stack([mean, mean - error, mean + error])
-        probability, low, high = self.probability(points, levels).tolist()
+        probability, low, high = self.probability(points, levels, count * seen.ensemble.step).tolist()
         return Comparison(
             probability=probability,
             interval=(low, high),

@@ -20,7 +20,6 @@ from dina_lrm.preference import Calibration, Likelihood
 from dina_lrm.scoring.chunks import in_chunks
 from dina_lrm.scoring.questions import Asker, Candidates, Part, Question, Reading, answer_all
 from dina_lrm.scoring.reader import read
-from dina_lrm.scoring.summary import Levels
 from dina_lrm.types import Comparison, Conditioning, Features, NoisedState, Ranking, Reward, check_finite
 
 T = TypeVar("T")
@@ -309,10 +308,9 @@ class RewardModel:
             raise ValueRangeError(f"k must lie in 1..{len(ranking.order)}, the number of candidates, got {k}")
         return replace(ranking, order=ranking.order[:k])
 
-    def probability(self, margin: Tensor, sigmas: Sequence[float] | Tensor) -> Tensor:
-        """P(a preferred) for utility margins `[n]`: the law at the level whose variance is the mean over `sigmas`."""
-        levels = tuple(float(sigma) for sigma in sigmas)
-        return self.asker.probability(margin, Levels.of(NoiseEnsemble(levels), levels, self.asker.law))
+    def probability(self, margin: Tensor, sigmas: Sequence[float], draws: int = 1) -> Tensor:
+        """P(a preferred) for utility margins `[n]`, each a mean over levels and draws, by the calibrated law."""
+        return self.asker.law.log_prob_of_mean(margin, [float(sigma) for sigma in sigmas], None, draws).exp()
 
     def candidates(
         self,

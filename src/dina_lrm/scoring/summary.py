@@ -39,15 +39,6 @@ class Levels:
         """Weighted mean of the variances."""
         return sum(w * v for w, v in zip(self.weights, self.variances, strict=True))
 
-    @property
-    def choice_sigma(self) -> float:
-        """The level that has the weighted mean of the variances, `sqrt(sum_k w_k sigma_k^2)`.
-
-        A pair judged by a mean over levels is given the law of choice with the mean variance; `var(sigma)` is linear in
-        `sigma^2`, so that is the law at the root mean square of the levels.
-        """
-        return math.sqrt(sum(w * s * s for w, s in zip(self.weights, self.sigmas, strict=True)))
-
 
 @dataclass(frozen=True)
 class Draws:

@@ -93,7 +93,7 @@ class EngineJudge(Judge):
         return utilities
 
     def probability(self, margins: Tensor) -> Tensor:
-        return self._pool.engine().model.probability(margins, self.ensemble.sigmas)
+        return self._pool.engine().model.probability(margins, self.ensemble.sigmas, self.ensemble.max_draws)
 
     def _engine(self) -> Engine | None:
         try:
