@@ -1,0 +1,252 @@
+"""The arena over HTTP, with the tiny model as its judge."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import zipfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import torch
+from PIL import Image
+from pydantic import SecretStr
+
+from dina_lrm.data import PreferenceData
+from dina_lrm.noise import NoiseEnsemble
+from dina_lrm.serve.app import create_app
+from dina_lrm.serve.arena import Arena, ArenaSettings, EngineJudge
+from dina_lrm.serve.models import ModelPool
+from dina_lrm.serve.observer import Observer
+from dina_lrm.serve.settings import ServeSettings
+from tests.serve.arena_folders import NUM_CANDIDATES, picture_folder, preference_folder, prompt_of
+from tests.serve.fake import in_loop
+from tests.serve.serving import error_of
+
+SHAPE = (16, 8, 8)
+SETTINGS = ArenaSettings(random_share=0.5, seed=1, draws=2, sigmas=(0.3, 0.6))
+KEY = "a-key-of-more-than-sixteen"
+
+
+@asynccontextmanager
+async def voting(
+    arena: Arena, model: Any, settings: ServeSettings | None = None
+) -> AsyncIterator[tuple[httpx2.AsyncClient, ModelPool]]:
+    pool = ModelPool(Observer(), max_wait_ms=1.0)
+    app = create_app(pool, settings, arena)
+    async with app.router.lifespan_context(app):
+        if model is not None:
+            pool.add("tiny", model)
+        transport = httpx2.ASGITransport(app=app)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            yield client, pool
+
+
+@pytest.fixture
+def arena(tmp_path: Path) -> Arena:
+    """Closed by the app."""
+    preference_folder(tmp_path / "things", SHAPE)
+    return Arena.open(tmp_path / "things", tmp_path / "arena.sqlite", SETTINGS)
+
+
+async def vote(client: httpx2.AsyncClient, choice: str, voter: str = "ann") -> dict[str, Any]:
+    pair = (await client.get("/v1/arena/pair", params={"voter": voter})).json()
+    answer = await client.post("/v1/arena/votes", json={"pair": pair["pair"], "choice": choice, "voter": voter})
+    assert answer.status_code == 200, answer.text
+    return {**pair, **answer.json()}
+
+
+@in_loop
+async def test_a_pair_its_pictures_and_a_vote(arena: Arena, golden_model) -> None:
+    async with voting(arena, golden_model) as (client, _):
+        pair = (await client.get("/v1/arena/pair?voter=ann")).json()
+        assert set(pair) == {"pair", "prompt", "left", "right", "answered"} and pair["answered"] == 0
+        for side in ("left", "right"):
+            picture = await client.get(f"/v1/arena/pictures/{pair[side]}")
+            assert picture.headers["content-type"] == "image/webp" and "immutable" in picture.headers["cache-control"]
+            assert Image.open(io.BytesIO(picture.content)).size == (32, 32)
+        answer = {"pair": pair["pair"], "choice": "left", "voter": "ann"}
+        first = await client.post("/v1/arena/votes", json=answer)
+        again = await client.post("/v1/arena/votes", json=answer)
+        other = await client.post("/v1/arena/votes", json={**answer, "choice": "right"})
+    assert first.json() == {"recorded": True, "answered": 1}
+    assert again.json() == {"recorded": False, "answered": 1}
+    assert error_of(other) == (409, "already_voted")
+
+
+@in_loop
+async def test_voters_without_a_name_are_not_taken_for_one(arena: Arena, golden_model) -> None:
+    async with voting(arena, golden_model) as (client, _):
+        for _ in range(4):
+            told = await vote(client, "tie", "")
+            assert told["recorded"] and told["answered"] is None
+        assert (await client.get("/v1/arena/stats")).json()["answers"] == 4
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"pair": "nothing", "choice": "left"},
+        {"pair": "", "choice": "left"},
+        {"pair": "x" * 5000, "choice": "left"},
+        {"choice": "left"},
+        {"pair": "TICKET"},
+        {"pair": "TICKET", "choice": "both"},
+        {"pair": "TICKET", "choice": "left", "voter": "a b"},
+        {"pair": "TICKET", "choice": "left", "voter": "x" * 65},
+        {"pair": "TICKET", "choice": "left", "voter": None},
+        {"pair": "TICKET", "choice": "left", "model": "tiny"},
+        ["TICKET", "left"],
+    ],
+)
+@in_loop
+async def test_what_is_no_vote_is_refused(arena: Arena, golden_model, body) -> None:
+    async with voting(arena, golden_model) as (client, _):
+        ticket = (await client.get("/v1/arena/pair?voter=ann")).json()["pair"]
+        text = json.dumps(body).replace("TICKET", ticket)
+        response = await client.post("/v1/arena/votes", content=text, headers={"content-type": "application/json"})
+        assert error_of(response) == (422, "bad_input")
+        assert (await client.get("/v1/arena/stats")).json()["answers"] == 0
+
+
+@in_loop
+async def test_a_page_of_another_site_cannot_vote(arena: Arena, golden_model) -> None:
+    """What a form of another site may send without asking: plain text, whatever it holds."""
+    async with voting(arena, golden_model) as (client, _):
+        ticket = (await client.get("/v1/arena/pair?voter=ann")).json()["pair"]
+        text = json.dumps({"pair": ticket, "choice": "left"})
+        response = await client.post("/v1/arena/votes", content=text, headers={"content-type": "text/plain"})
+        assert error_of(response)[0] in (415, 422)
+        assert (await client.get("/v1/arena/stats")).json()["answers"] == 0
+
+
+@pytest.mark.parametrize("path", ["pair?voter=a%20b", "stats?voter=%00", "export?format=exe"])
+@in_loop
+async def test_queries_that_are_none_are_refused(arena: Arena, golden_model, path: str) -> None:
+    async with voting(arena, golden_model) as (client, _):
+        assert error_of(await client.get(f"/v1/arena/{path}")) == (422, "bad_input")
+        assert error_of(await client.get("/v1/arena/pictures/nothing")) == (404, "not_found")
+
+
+@in_loop
+async def test_a_locked_server_shows_nobody_its_pictures(arena: Arena, golden_model) -> None:
+    async with voting(arena, golden_model, ServeSettings(api_keys=(SecretStr(KEY),))) as (client, _):
+        for path in ("pair", "stats", "export", "pictures/x"):
+            assert error_of(await client.get(f"/v1/arena/{path}"))[0] == 401
+        response = await client.get("/v1/arena/pair", headers={"authorization": f"Bearer {KEY}"})
+        assert response.status_code == 200
+
+
+@in_loop
+async def test_without_a_model_people_vote_all_the_same(arena: Arena) -> None:
+    async with voting(arena, None) as (client, _):
+        assert (await vote(client, "left"))["recorded"]
+        stats = (await client.get("/v1/arena/stats?voter=ann")).json()
+    assert stats["model"] is None and stats["mine"]["share"] is None
+
+
+@in_loop
+async def test_votes_are_compared_with_the_served_model(arena: Arena, golden_model) -> None:
+    async with voting(arena, golden_model) as (client, _):
+        for number in range(12):
+            await vote(client, "left" if number % 2 else "right")
+        await arena.settled()
+        stats = (await client.get("/v1/arena/stats?voter=ann")).json()
+        votes = arena.store.votes()
+    assert stats["model"] == "tiny" and stats["unscored"] == 0 and stats["answers"] == 12
+    agreed = 0
+    for one in (vote for vote in votes if vote.sampling == "random"):
+        latents = arena.source.latents([one.left, one.right])
+        reward = golden_model.score(prompts=[one.prompt], latents=latents, sigmas=(0.3, 0.6), draws=2, seed=1)
+        agreed += bool(reward.utility[0] > reward.utility[1]) == (one.choice == "left")
+    assert stats["random"]["agreed"] == stats["mine"]["agreed"] == agreed
+    assert stats["random"]["interval"][0] <= stats["random"]["share"] <= stats["random"]["interval"][1]
+
+
+@in_loop
+async def test_the_judge_gives_the_local_models_numbers(arena: Arena, golden_model) -> None:
+    async with voting(arena, golden_model) as (_, pool):
+        judge = EngineJudge(pool, arena.source, NoiseEnsemble((0.4,), 3), 7)
+        prompt = prompt_of(2)
+        found = await judge.utilities(prompt, arena.source.by_prompt[prompt])
+        latents = arena.source.latents(arena.source.by_prompt[prompt])
+        wanted = golden_model.score(prompts=[prompt], latents=latents, draws=3, seed=7)
+        assert len(found) == NUM_CANDIDATES
+        assert torch.allclose(torch.tensor(found), wanted.utility, atol=1e-5)
+        margins = torch.tensor([-1.0, 0.0, 0.3], dtype=torch.float64)
+        assert torch.equal(judge.probability(margins), golden_model.probability(margins, (0.4,)))
+        first = judge.identity
+        assert first is not None and first.startswith("tiny:")
+        assert EngineJudge(pool, arena.source, NoiseEnsemble((0.5,), 3), 7).identity != first
+        await pool.unload("tiny")
+        assert judge.identity is None
+
+
+@in_loop
+async def test_an_arena_outlives_its_server(tmp_path: Path, golden_model) -> None:
+    preference_folder(tmp_path / "things", SHAPE)
+    for answered in (0, 3):
+        arena = Arena.open(tmp_path / "things", tmp_path / "arena.sqlite", SETTINGS)
+        async with voting(arena, golden_model) as (client, _):
+            assert (await client.get("/v1/arena/pair?voter=ann")).json()["answered"] == answered
+            for _ in range(3):
+                await vote(client, "left")
+
+
+@in_loop
+async def test_a_server_that_ends_while_it_scores_ends_quietly(arena: Arena, golden_model, recwarn) -> None:
+    async with voting(arena, golden_model) as (client, _):
+        await vote(client, "left")
+    await asyncio.sleep(0)
+    assert not arena._scoring or all(task.done() for task in arena._scoring.values())
+
+
+async def export_of(client: httpx2.AsyncClient, folder: Path) -> PreferenceData:
+    response = await client.get("/v1/arena/export")
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"] == "application/zip"
+    assert "arena-votes.zip" in response.headers["content-disposition"]
+    with zipfile.ZipFile(io.BytesIO(response.content)) as archive:
+        archive.extractall(folder)
+    return PreferenceData.open(folder / "arena-votes")
+
+
+@in_loop
+async def test_votes_are_exported(arena: Arena, golden_model, tmp_path: Path) -> None:
+    async with voting(arena, golden_model) as (client, _):
+        assert error_of(await client.get("/v1/arena/export"))[0] == 422
+        for _ in range(4):
+            await vote(client, "left")
+        data = await export_of(client, tmp_path / "out")
+        data.verify()
+        listed = (await client.get("/v1/arena/export?format=json")).json()
+    assert sum(len(data.pairs(split)) for split in data.splits) == 4
+    assert data.info["backbone"]["model"] == "none"
+    assert listed["source"] == "things" and [one["choice"] for one in listed["votes"]] == ["left"] * 4
+
+
+@in_loop
+async def test_pictures_are_encoded_by_the_served_model(tmp_path: Path, golden_model) -> None:
+    arena = Arena.open(picture_folder(tmp_path / "own", sides=(64,)), tmp_path / "arena.sqlite", SETTINGS)
+    async with voting(arena, golden_model) as (client, _):
+        await vote(client, "right")
+        data = await export_of(client, tmp_path / "out")
+    data.verify()
+    name = data.candidates["candidate"].to_pylist()[0]
+    wanted = golden_model.encode_images(arena.source.pictures([name]))
+    assert torch.allclose(data.latents([0]), wanted, atol=2e-3)  # half precision on disk
+    assert data.info["backbone"]["class"] == "SD3Transformer2DModel"
+
+
+@in_loop
+async def test_pictures_without_a_model_wait_for_one(tmp_path: Path) -> None:
+    arena = Arena.open(picture_folder(tmp_path / "own"), tmp_path / "arena.sqlite", SETTINGS)
+    async with voting(arena, None) as (client, _):
+        await vote(client, "right")
+        assert error_of(await client.get("/v1/arena/export"))[0] in (404, 503)
+        assert len((await client.get("/v1/arena/export?format=json")).json()["votes"]) == 1
