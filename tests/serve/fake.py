@@ -39,14 +39,12 @@ class FakeModel:
         self.gate.set()
         self.bad: set[float] = set()
         self.deadly: dict[float, list[BaseException]] = {}
-        self._begun = threading.Semaphore(0)
 
     def read(self, reading: Reading) -> Tensor:
         assert not torch.is_grad_enabled()
         values = reading.state.noised_latents.mean(dim=(1, 2, 3))
         self.batches.append(values.tolist())
         self.entered.append(time.monotonic())
-        self._begun.release()
         assert self.gate.wait(PATIENCE)
         for value in values.tolist():
             if self.deadly.get(value):
@@ -60,9 +58,9 @@ class FakeModel:
         self.encoded.append(list(prompts))
         return Conditioning(torch.tensor([float(len(prompt)) for prompt in prompts]).view(-1, 1, 1).repeat(1, 4, 2))
 
-    async def begun(self) -> None:
-        """Wait until a further pass has begun."""
-        assert await asyncio.to_thread(self._begun.acquire, timeout=PATIENCE)
+    async def begun(self, passes: int = 1) -> None:
+        """Wait until so many passes have begun."""
+        await settle(lambda: len(self.entered) >= passes)
 
 
 def ask(

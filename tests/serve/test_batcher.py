@@ -86,6 +86,19 @@ def test_whoever_comes_back_again_and_again_gets_no_more_than_a_turn():
         assert line.take() == [("again", 1), ("busy", 3)]
 
 
+def test_newcomers_without_end_keep_nobody_waiting():
+    line = Line(max_batch_size=4)
+    for _ in range(100):
+        line.put("patient")
+    line.take()
+    served = 0
+    for batch in range(40):
+        for newcomer in range(4):
+            line.put(f"newcomer {batch} {newcomer}")
+        served += dict(line.take()).get("patient", 0)
+    assert 8 <= served <= 40  # a fair share of 160 places among the five to nine who wait
+
+
 def test_turns_are_counted_in_states():
     line = Line()
     line.put("large", size=100)

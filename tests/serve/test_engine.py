@@ -34,8 +34,9 @@ def asked(engine: Engine, *values: float, client: str = "a", **how) -> asyncio.T
 async def held(engine: Engine, model: FakeModel) -> asyncio.Task[list[float]]:
     """A request that is being read until the gate opens; what follows stands in line."""
     model.gate.clear()
+    passes = len(model.entered)
     task = asked(engine, -1.0, length=1)
-    await model.begun()
+    await model.begun(passes + 1)
     return task
 
 

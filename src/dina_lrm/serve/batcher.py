@@ -1,8 +1,10 @@
 """Who is read next: tasks of many clients in line, cut into batches of one kind.
 
 A batch holds units of one key, as many as fit. It leaves when it is full, or when its oldest task has waited long enough.
-Clients take turns for every place in it: whoever was given fewest states is next, so that one with hundreds of tasks
-delays another with a single one by no more than a batch. Nothing here knows threads, or has a clock of its own.
+Clients take turns for every place in it, counted in states (self-clocked fair queueing, Golestani 1994): every unit has a tag,
+the one before it of its client plus its states, and the lowest tag goes first. A newcomer begins where service is now. So
+hundreds of tasks of one client delay a single one of another by no more than its turn, and no stream of newcomers keeps
+anybody waiting for ever. Nothing here knows threads, or has a clock of its own.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ class Task:
 
 
 W = TypeVar("W", bound=Task)
-_Turn: TypeAlias = tuple[int, int, str]  # states given to a client, ticket of its next task, the client
+_Turn: TypeAlias = tuple[int, int, str]  # tag and ticket of a client's next unit, the client
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,9 @@ class Share(Generic[W]):
 
 @dataclass
 class _Lane(Generic[W]):
-    """Tasks of one key: in order of arrival, and each client's in order of their tickets."""
+    """Tasks of one key, whose units weigh the same: in order of arrival, and each client's in order of their tickets."""
 
+    weight: int
     tasks: dict[W, None] = field(default_factory=dict)
     lines: dict[str, list[W]] = field(default_factory=dict)
     states: int = 0
@@ -90,9 +93,9 @@ class _Lane(Generic[W]):
 
 @dataclass
 class _Account:
-    """Of one client: tasks in line, and states given to it, on a scale that newcomers enter where the others are."""
+    """Of one client: the tag of its last unit that was handed out, and its tasks in line."""
 
-    served: int
+    tag: int
     tasks: int = 0
 
 
@@ -107,7 +110,7 @@ class Batcher(Generic[W]):
         self.max_batch_size = max_batch_size
         self._lanes: dict[Hashable, _Lane[W]] = {}
         self._accounts: dict[str, _Account] = {}
-        self._turn = 0  # what the client was given that led the last batch
+        self._tag = 0  # the highest that was handed out
 
     @property
     def states(self) -> int:
@@ -121,8 +124,8 @@ class Batcher(Generic[W]):
 
     def put(self, task: W) -> None:
         """Stand in line."""
-        self._lanes.setdefault(task.key, _Lane()).put(task)
-        self._accounts.setdefault(task.client, _Account(self._turn)).tasks += 1
+        self._lanes.setdefault(task.key, _Lane(task.weight)).put(task)
+        self._accounts.setdefault(task.client, _Account(self._tag)).tasks += 1
 
     def drop(self, task: W) -> None:
         """Leave the line, whatever is left of the task; nothing happens if it stands in none."""
@@ -143,7 +146,6 @@ class Batcher(Generic[W]):
         if not ready:
             return []
         turns, lane = min(((self._turns(lane), lane) for lane in ready), key=lambda pair: pair[0][0])
-        self._turn = max(self._turn, turns[0][0])
         chosen = self._choose(turns, lane)
         shares = [Share(task, task.taken, task.taken + units) for task, units in chosen.items()]
         for share in shares:
@@ -152,34 +154,34 @@ class Batcher(Generic[W]):
 
     def _turns(self, lane: _Lane[W]) -> list[_Turn]:
         """A heap of the clients of a lane."""
-        turns = [(self._accounts[client].served, line[0].ticket, client) for client, line in lane.lines.items()]
+        accounts = self._accounts
+        turns = [(accounts[client].tag + lane.weight, line[0].ticket, client) for client, line in lane.lines.items()]
         heapq.heapify(turns)
         return turns
 
     def _choose(self, turns: list[_Turn], lane: _Lane[W]) -> dict[W, int]:
-        """Units of each task in the next batch: place after place goes to the client that was given least."""
+        """Units of each task in the next batch: place after place goes to the lowest tag."""
         chosen: Counter[W] = Counter()
-        whole: Counter[str] = (
-            Counter()
-        )  # tasks at the head of each client's line that are in the batch to their last unit
-        weight = next(iter(lane.tasks)).weight
-        for _ in range(max(1, self.max_batch_size // weight)):
+        whole: Counter[str] = Counter()  # of each client: tasks that are in the batch to their last unit
+        for _ in range(max(1, self.max_batch_size // lane.weight)):
             if not turns:
                 break
-            served, _, client = turns[0]
+            tag, _, client = turns[0]
             line = lane.lines[client]
             task = line[whole[client]]
             chosen[task] += 1
             whole[client] += chosen[task] == task.size - task.taken
             if whole[client] < len(line):
-                heapq.heapreplace(turns, (served + weight, line[whole[client]].ticket, client))
+                heapq.heapreplace(turns, (tag + lane.weight, line[whole[client]].ticket, client))
             else:
                 heapq.heappop(turns)
         return chosen
 
     def _hand_out(self, lane: _Lane[W], share: Share[W]) -> None:
         task = share.task
-        self._accounts[task.client].served += share.states
+        account = self._accounts[task.client]
+        account.tag += share.states
+        self._tag = max(self._tag, account.tag)
         lane.states -= share.states
         task.taken = share.stop
         if task.taken == task.size:

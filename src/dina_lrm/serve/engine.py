@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,7 @@ from dina_lrm.serve.worker import CallWork, ReadWork, Work, Worker
 from dina_lrm.types import Conditioning
 
 T = TypeVar("T")
+ASIDE_THREADS = min(4, os.cpu_count() or 1)
 EngineStatus: TypeAlias = Literal["ready", "draining", "failed"]
 
 
@@ -31,7 +33,7 @@ class Engine:
     """A model with a queue before it; all but `close` is called from one event loop.
 
     A request enters by `admit`, which takes places for its states or refuses it, and leaves with its answer. Its
-    question's own steps (drawing noise, summing up) run in a thread aside, its states are read by the worker, in batches
+    question's own steps (drawing noise, summing up) run in threads aside, its states are read by the worker, in batches
     with those of others. Whoever stops waiting, because time is up or the client hung up, takes the work along.
 
     Attributes:
@@ -63,7 +65,8 @@ class Engine:
         self._empty = asyncio.Event()
         self._empty.set()
         self._worker = Worker(name, model, max_batch_size, self._observer)
-        self._aside = ThreadPoolExecutor(1, f"dina-lrm {name} aside", torch.set_num_threads, (1,))
+        # Several, so that one large question's noise does not hold up the others' steps; with a torch thread each.
+        self._aside = ThreadPoolExecutor(ASIDE_THREADS, f"dina-lrm {name} aside", torch.set_num_threads, (1,))
 
     @property
     def status(self) -> EngineStatus:
