@@ -93,6 +93,7 @@ def create_app(
             DinaError: _refused,
             RequestValidationError: _invalid,
             ClientDisconnect: _gone,
+            Exception: _refused,  # answered here, then raised again for the log
         },
     )
     routers = (scores_router(desk), protocol_router(desk), models_router(desk, device), health_router(desk))

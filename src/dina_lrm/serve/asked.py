@@ -25,6 +25,7 @@ __all__ = ["MULTIPART_TYPE", "Asked", "LatentScores", "media_type", "read_asked"
 MULTIPART_TYPE = "multipart/form-data"
 IMAGES_PART = "images"
 IMAGE_TENSOR = "image."
+LARGEST = 1e6  # of a number in a tensor; hidden states of language models reach 1e5
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 RANKS = {
     "latents": (4, 5),
@@ -226,7 +227,18 @@ def _checked(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if tensor.ndim not in RANKS[name]:
             ranks = " or ".join(map(str, RANKS[name]))
             raise ShapeError(f"{name} must have {ranks} axes, got {list(tensor.shape)}")
-        require_finite(name, tensor)
         # Numbers that came short are widened here, so that an answer is that of the same numbers in float32.
         found[name] = tensor.float() if tensor.dtype in FLOATS else tensor
+        if tensor.dtype in FLOATS:
+            _require_sane(name, found[name])
     return found
+
+
+def _require_sane(name: str, values: Tensor) -> None:
+    """Refuse NaN, infinity, and what no encoder makes: a network's sums would overflow, and that is no fault of its own."""
+    # Least and largest carry a NaN along; numpy, for torch would start its threads.
+    numbers = values.numpy()
+    low, high = float(numbers.min()), float(numbers.max())
+    if not (low >= -LARGEST and high <= LARGEST):
+        require_finite(name, values)
+        raise ValueRangeError(f"{name} must lie within {LARGEST:g} of zero, got {low:g} to {high:g}")

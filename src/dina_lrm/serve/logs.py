@@ -26,6 +26,7 @@ __all__ = ["AccessLog", "JsonFormatter", "configure", "describe"]
 
 LOGGER = "dina_lrm.serve"
 REQUEST_ID = b"x-request-id"
+PROBES = ("/healthz", "/health", "/metrics")
 GOOD_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 _log = logging.getLogger(LOGGER)
@@ -125,11 +126,14 @@ class AccessLog:
             **({"kind": kind} if kind is not None else {}),
             **facts,
         }
-        _log.log(
-            logging.ERROR if status >= 500 and status not in (503, 504) else logging.INFO,
-            "request",
-            extra={"facts": row},
-        )
+        _log.log(_level(route, status), "request", extra={"facts": row})
+
+
+def _level(route: str, status: int) -> int:
+    """Probes ask every second, and nobody reads that they were answered."""
+    if route in PROBES:
+        return logging.DEBUG
+    return logging.ERROR if status >= 500 and status not in (503, 504) else logging.INFO
 
 
 def _route(scope: Scope) -> str:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import os
 import signal
 import socket
+import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from types import FrameType
 
 import uvicorn
@@ -41,8 +45,8 @@ def serve(settings: ServeSettings, sources: Mapping[str, ModelSource], arena: Ar
         WorkError: loading failed for another reason.
     """
     settings = settings.guarded()
-    configure(settings.log_prompts)
     listener = _listen(settings)
+    configure(settings.log_prompts)
     gate, pool = Gate(), _pool(settings)
     loading = _Loading()
     device = next(iter(sources.values())).device
@@ -61,11 +65,12 @@ def serve(settings: ServeSettings, sources: Mapping[str, ModelSource], arena: Ar
         backlog=2048,
     )
     server = _Server(config, gate, settings.drain_timeout)
-    loading.on_failure = server.stop
+    loading.on_failure, server.on_stop = server.stop, loading.stopping.set
     host, port = listener.getsockname()[:2]
     address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     _log.info("listening", extra={"facts": {"address": address, "models": list(sources)}})
     server.run(sockets=[listener])
+    loading.leave_behind()
     if loading.failure is not None:
         raise loading.failure
 
@@ -95,9 +100,12 @@ class _Loading:
     Attributes:
         failure: why.
         on_failure: what is then done.
+        stopping: set when nobody waits for models any more.
     """
 
     def __init__(self) -> None:
+        self.stopping = threading.Event()
+        self._threads: list[threading.Thread] = []
         self.failure: DinaError | None = None
         self.on_failure: Callable[[], None] | None = None
 
@@ -114,17 +122,42 @@ class _Loading:
 
         def load() -> RewardModel:
             try:
-                model = source.load()
+                model = self._interruptible(source)
             except Exception as error:
                 told = f"model {name!r} could not be loaded: {error}"
-                self.failure = InputError(told) if isinstance(error, InputError) else WorkError(told)
-                if self.on_failure is not None:
-                    self.on_failure()
+                if not self.stopping.is_set():
+                    self.failure = InputError(told) if isinstance(error, InputError) else WorkError(told)
+                    if self.on_failure is not None:
+                        self.on_failure()
                 raise
             _log.info("loaded", extra={"facts": {"model": name, "path": source.path}})
             return model
 
         return load
+
+    def leave_behind(self) -> None:
+        """End the process if something is still being loaded: Python's own end would wait for it, or abort in its midst."""
+        if self.failure is None and any(thread.is_alive() for thread in self._threads):
+            logging.shutdown()
+            os._exit(0)
+
+    def _interruptible(self, source: ModelSource) -> RewardModel:
+        """Load in a thread that the process does not wait for at its end: loading may take minutes, leaving must not."""
+        found: Future[RewardModel] = Future()
+
+        def load() -> None:
+            try:
+                found.set_result(source.load())
+            except BaseException as error:
+                found.set_exception(error)
+
+        thread = threading.Thread(target=load, name="dina-lrm load", daemon=True)
+        self._threads.append(thread)
+        thread.start()
+        while not self.stopping.is_set():
+            with contextlib.suppress(TimeoutError):
+                return found.result(timeout=0.1)
+        raise WorkError("the server was stopped while it was being loaded")
 
 
 class _Server(uvicorn.Server):
@@ -135,6 +168,7 @@ class _Server(uvicorn.Server):
         self._gate, self._drain_timeout = gate, drain_timeout
         self._loop: asyncio.AbstractEventLoop | None = None
         self._draining: asyncio.Task[None] | None = None
+        self.on_stop: Callable[[], None] = lambda: None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Remember the loop: signals come from outside it."""
@@ -153,6 +187,7 @@ class _Server(uvicorn.Server):
 
     def stop(self) -> None:
         """End at the next tick."""
+        self.on_stop()
         self.should_exit = True
 
     def _begin(self) -> None:

@@ -1,0 +1,469 @@
+"""What the server answers: scores as the local model gives them, and a reason for everything it refuses."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import httpx2
+import pytest
+import torch
+from PIL import Image
+from pydantic import SecretStr
+
+from dina_lrm.noise import Adaptive
+from dina_lrm.scoring.wire import ComparisonReply, RankingReply, RewardReply, pack
+from dina_lrm.serve.settings import ServeSettings
+from dina_lrm.types import Conditioning, NoisedState
+from tests.serve.fake import in_loop
+from tests.serve.serving import base64_of, call, error_of, file_of, random_picture, serving
+
+BLOB = {"content-type": "application/octet-stream"}
+KEY = "a-key-of-more-than-sixteen"
+PROMPT = "a girl walking in the street"
+
+
+def pictures(count: int = 2) -> list[Image.Image]:
+    return [random_picture(seed) for seed in range(count)]
+
+
+def words(count: int = 2, **options: Any) -> dict[str, Any]:
+    return {"prompts": [PROMPT], "images": [base64_of(picture) for picture in pictures(count)], **options}
+
+
+def same(found: RewardReply, wanted: Any) -> bool:
+    record = found.record()
+    return all(
+        torch.allclose(getattr(record, name), getattr(wanted, name), atol=1e-5, equal_nan=True)
+        for name in ("reward", "utility", "utility_std", "standard_error", "draws", "sigmas", "spent")
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "local"),
+    [
+        ({}, {}),
+        ({"sigmas": [0.2, 0.7], "draws": 2, "seed": 5}, {"sigmas": (0.2, 0.7), "draws": 2, "seed": 5}),
+        ({"sigmas": [0.2, 0.5, 0.7], "fusion": "tokens"}, {"sigmas": (0.2, 0.5, 0.7), "fusion": "tokens"}),
+        ({"sigmas": [0.2, 0.7], "fusion": "weighted"}, {"sigmas": (0.2, 0.7), "fusion": "weighted"}),
+        ({"draws": 4, "antithetic": True, "seed": [1, 2]}, {"draws": 4, "antithetic": True, "seed": (1, 2)}),
+        ({"adaptive": {"max_draws": 5, "standard_error": 0.01}}, {"draws": Adaptive(5, standard_error=0.01)}),
+    ],
+)
+@in_loop
+async def test_pictures_are_scored_as_here(golden_model, options, local) -> None:
+    with torch.no_grad():
+        wanted = golden_model.score(prompts=[PROMPT], images=pictures(), **local)
+    async with serving(golden_model) as client:
+        response = await client.post("/v1/score_images", json=words(**options))
+    assert response.status_code == 200, response.text
+    found = RewardReply.model_validate_json(response.content)
+    assert same(found, wanted) and found.model == "tiny" and found.record().seed == wanted.seed
+
+
+@in_loop
+async def test_pictures_of_several_sizes_and_kinds_are_scored_in_their_order(golden_model) -> None:
+    several = [random_picture(0, 64, 96), random_picture(1), random_picture(2, 64, 96).convert("RGBA")]
+    prompts = ["a", "b", "c"]
+    with torch.no_grad():
+        wanted = golden_model.score(prompts=prompts, images=several)
+    async with serving(golden_model) as client:
+        parts = [("images", (f"{i}.png", file_of(p), "image/png")) for i, p in enumerate(several)]
+        form = await client.post("/v1/score_images", data={"request": json.dumps({"prompts": prompts})}, files=parts)
+        blob = {f"image.{i}": torch.frombuffer(bytearray(file_of(p)), dtype=torch.uint8) for i, p in enumerate(several)}
+        packed = await client.post(
+            "/v1/score_latents", content=pack(blob, {"request": json.dumps({"prompts": prompts})}), headers=BLOB
+        )
+    for response in (form, packed):
+        assert response.status_code == 200, response.text
+        assert same(RewardReply.model_validate_json(response.content), wanted)
+
+
+@in_loop
+async def test_latents_pixels_states_and_noise_travel_in_a_blob(golden_model, cases) -> None:
+    given = Conditioning(cases["text.128.prompt_embeds"], cases["text.128.pooled"])
+    prompts = {"prompt_embeds": given.prompt_embeds, "pooled_prompt_embeds": given.pooled_prompt_embeds}
+    latents, noise = cases["0.latents"], cases["0.noise"]
+    pixels = torch.rand(3, 3, 64, 64)
+    state = NoisedState(0.6 * latents + 0.4 * noise, torch.tensor([0.4, 0.4, 0.4]))
+    mixed = NoisedState(state.noised_latents, torch.tensor([0.1, 0.4, 0.9]))
+    with torch.no_grad():
+        wanted = [
+            golden_model.score(latents=latents, conditioning=given, sigmas=(0.2, 0.5), seed=(4, 5, 6)),
+            golden_model.score(latents=latents, conditioning=given, noise=noise),
+            golden_model.score(latents=latents, conditioning=given[:1]),
+            golden_model.score(images=pixels, conditioning=given),
+            golden_model.score_state(state, given),
+            golden_model.score_state(mixed, given[:1]),
+        ]
+    blobs = [
+        pack({"latents": latents, **prompts}, {"request": json.dumps({"sigmas": [0.2, 0.5], "seed": [4, 5, 6]})}),
+        pack({"latents": latents, "noise": noise, **prompts}),
+        pack({"latents": latents, **{name: tensor[:1] for name, tensor in prompts.items()}}),
+        pack({"pixels": pixels, **prompts}),
+        pack({"noised_latents": state.noised_latents, "sigma": state.sigma, **prompts}),
+        pack({"noised_latents": mixed.noised_latents, "sigma": mixed.sigma} | {n: t[:1] for n, t in prompts.items()}),
+    ]
+    async with serving(golden_model) as client:
+        for blob, local in zip(blobs, wanted, strict=True):
+            response = await client.post("/v1/score_latents", content=blob, headers=BLOB)
+            assert response.status_code == 200, response.text
+            found = RewardReply.model_validate_json(response.content)
+            assert same(found, local) and found.record().seed == local.seed
+
+
+@in_loop
+async def test_comparisons_and_rankings_are_those_of_here(golden_model) -> None:
+    a, b = pictures()
+    options = {"sigmas": [0.2, 0.7], "seed": 3, "tie_band": 0.1}
+    local = {"sigmas": (0.2, 0.7), "seed": 3, "tie_band": 0.1}
+    compared = golden_model.compare(prompt=PROMPT, a=a, b=b, **local)
+    ranked = golden_model.rank(prompt=PROMPT, images=pictures(4), draws=3, **local)
+    async with serving(golden_model) as client:
+        body = {"prompt": PROMPT, "images": [base64_of(a), base64_of(b)], **options}
+        response = await client.post("/v1/compare", json=body)
+        assert response.status_code == 200, response.text
+        found = ComparisonReply.model_validate_json(response.content)
+        assert found.verdict == compared.verdict and found.seed == 3
+        for name, value in vars(compared).items():
+            assert getattr(found.record(), name) == pytest.approx(value, abs=1e-5)
+        body = {"prompt": PROMPT, "images": words(4)["images"], "draws": 3, **options}
+        response = await client.post("/v1/rank", json=body)
+        assert response.status_code == 200, response.text
+        ranking = RankingReply.model_validate_json(response.content)
+        assert ranking.record().order == ranked.order and same(ranking.reward, ranked.reward)
+        assert ranking.lead is not None and ranked.lead is not None
+        assert ranking.lead.probability == pytest.approx(ranked.lead.probability, abs=1e-5)
+        one = await client.post("/v1/rank", json={"prompt": PROMPT, "images": words(1)["images"]})
+        assert one.json()["order"] == [0] and one.json()["lead"] is None
+
+
+@in_loop
+async def test_latents_are_compared_and_ranked_too(golden_model, cases) -> None:
+    prompt = {
+        "prompt_embeds": cases["text.128.prompt_embeds"][:1],
+        "pooled_prompt_embeds": cases["text.128.pooled"][:1],
+    }
+    given, latents = Conditioning(*prompt.values()), cases["0.latents"]
+    compared = golden_model.compare(conditioning=given, a=latents[0], b=latents[1])
+    ranked = golden_model.rank(conditioning=given, latents=latents)
+    async with serving(golden_model) as client:
+        response = await client.post("/v1/compare", content=pack({"latents": latents[:2], **prompt}), headers=BLOB)
+        assert response.json()["probability"] == pytest.approx(compared.probability, abs=1e-5)
+        response = await client.post("/v1/rank", content=pack({"latents": latents, **prompt}), headers=BLOB)
+        assert tuple(response.json()["order"]) == ranked.order
+
+
+@in_loop
+async def test_without_a_seed_the_server_draws_one_and_names_it(golden_model) -> None:
+    async with serving(golden_model) as client:
+        for path, body in (
+            ("/v1/score_images", words(seed=None)),
+            ("/v1/compare", {"prompt": PROMPT, "images": words()["images"], "seed": None}),
+            ("/v1/rank", {"prompt": PROMPT, "images": words()["images"], "seed": None}),
+        ):
+            first = (await client.post(path, json=body)).json()
+            second = (await client.post(path, json=body)).json()
+            seed = (first.get("reward") if path == "/v1/rank" else first)["seed"]
+            assert first != second
+            assert (await client.post(path, json=body | {"seed": seed})).json() == first
+
+
+IMAGE = base64_of(random_picture(0))
+WRONG_WORDS: dict[str, tuple[str, Any, int, str]] = {
+    "no JSON": ("/v1/score_images", b"{", 400, "bad_json"),
+    "nothing": ("/v1/score_images", b"", 400, "bad_json"),
+    "no UTF-8": ("/v1/score_images", b'{"prompts": ["\xff"]}', 400, "bad_json"),
+    "a list": ("/v1/score_images", [], 422, "bad_input"),
+    "a key that is unknown": ("/v1/score_images", words(sigma=0.4), 422, "bad_input"),
+    "a text for a number": ("/v1/score_images", words(draws="1"), 422, "bad_input"),
+    "a truth for a number": ("/v1/score_images", words(draws=True), 422, "bad_input"),
+    "sigma above 1": ("/v1/score_images", words(sigmas=[1.1]), 422, "bad_input"),
+    "no sigma": ("/v1/score_images", words(sigmas=[]), 422, "bad_input"),
+    "not a number": ("/v1/score_images", b'{"prompts": ["a"], "sigmas": [NaN]}', 422, "bad_input"),
+    "no draws": ("/v1/score_images", words(draws=0), 422, "bad_input"),
+    "a million draws": ("/v1/score_images", words(draws=10**6), 422, "bad_input"),
+    "a budget too large": ("/v1/score_images", words(draws=1024, sigmas=[0.1] * 64), 422, "bad_input"),
+    "a seed below 0": ("/v1/score_images", words(seed=-1), 422, "bad_input"),
+    "a seed of 64 bits": ("/v1/score_images", words(seed=2**63), 422, "bad_input"),
+    "three seeds for two": ("/v1/score_images", words(seed=[1, 2, 3]), 422, "bad_input"),
+    "odd antithetic draws": ("/v1/score_images", words(draws=3, antithetic=True), 422, "bad_input"),
+    "adaptive without an aim": ("/v1/score_images", words(adaptive={}), 422, "bad_input"),
+    "a fusion that is none": ("/v1/score_images", words(fusion="median"), 422, "bad_input"),
+    "no images": ("/v1/score_images", words(0), 422, "bad_input"),
+    "no prompts": ("/v1/score_images", words() | {"prompts": []}, 422, "bad_input"),
+    "three prompts for two": ("/v1/score_images", words() | {"prompts": ["a", "b", "c"]}, 422, "bad_input"),
+    "a prompt of a book": ("/v1/score_images", words() | {"prompts": ["a" * 20_001]}, 422, "bad_input"),
+    "half a character": ("/v1/score_images", b'{"prompts": ["\\ud800"], "images": ["AA=="]}', 400, "bad_json"),
+    "no base64": ("/v1/score_images", words() | {"images": ["%%%", IMAGE]}, 422, "bad_input"),
+    "no picture": ("/v1/score_images", words() | {"images": ["AAAA", IMAGE]}, 422, "bad_input"),
+    "half a picture": ("/v1/score_images", words() | {"images": [IMAGE[: len(IMAGE) // 8 * 4]]}, 422, "bad_input"),
+    "an unknown model": ("/v1/score_images", words(model="other"), 404, "unknown_model"),
+    "one to compare": ("/v1/compare", {"prompt": "a", "images": [IMAGE]}, 422, "bad_input"),
+    "three to compare": ("/v1/compare", {"prompt": "a", "images": [IMAGE] * 3}, 422, "bad_input"),
+    "seeds to compare": ("/v1/compare", {"prompt": "a", "images": [IMAGE] * 2, "seed": [1, 2]}, 422, "bad_input"),
+    "a tie band of half": ("/v1/compare", {"prompt": "a", "images": [IMAGE] * 2, "tie_band": 0.5}, 422, "bad_input"),
+    "none to rank": ("/v1/rank", {"prompt": "a", "images": []}, 422, "bad_input"),
+    "no prompt to rank by": ("/v1/rank", {"images": [IMAGE]}, 422, "bad_input"),
+    "no time at all": ("/v1/rank", {"prompt": "a", "images": [IMAGE], "deadline_ms": 0}, 422, "bad_input"),
+    "no route": ("/v1/nothing", {}, 404, "not_found"),
+}
+
+
+@in_loop
+async def test_wrong_words_are_told_with_their_status_and_leave_others_alone(golden_model) -> None:
+    with torch.no_grad():
+        wanted = golden_model.score(prompts=[PROMPT], images=pictures())
+    async with serving(golden_model) as client:
+        for name, (path, body, status, kind) in WRONG_WORDS.items():
+            content = body if isinstance(body, bytes) else json.dumps(body).encode()
+            response = await client.post(path, content=content, headers={"content-type": "application/json"})
+            assert error_of(response) == (status, kind), f"{name}: {response.text}"
+        right = await client.post("/v1/score_images", json=words())
+        assert same(RewardReply.model_validate_json(right.content), wanted)
+        assert client.pool.engine().accepted == 0
+
+
+@in_loop
+async def test_wrong_blobs_are_400(golden_model, cases) -> None:
+    latents, prompt = cases["0.latents"][:1], cases["text.128.prompt_embeds"][:1]
+    whole = {"latents": latents, "prompt_embeds": prompt, "pooled_prompt_embeds": cases["text.128.pooled"][:1]}
+    file = torch.frombuffer(bytearray(file_of(random_picture(0))), dtype=torch.uint8)
+    asked = {"prompts": ["a"]}
+    wrong: list[tuple[dict[str, torch.Tensor], Any]] = [
+        ({}, {}),
+        (whole, {"unknown": 1}),
+        (whole, {"images": ["AAAA"]}),
+        (whole, asked),
+        ({"latents": latents}, {}),
+        ({"latents": latents, "pooled_prompt_embeds": whole["pooled_prompt_embeds"]}, asked),
+        (whole | {"pixels": torch.zeros(1, 3, 64, 64)}, {}),
+        (whole | {"u": torch.zeros(1), "extra": torch.zeros(1)}, {}),
+        (whole | {"sigma": torch.zeros(1)}, {}),
+        (whole | {"noise": torch.zeros(1, 16, 16, 24)}, {}),
+        (whole | {"noise": torch.zeros_like(latents)}, {"draws": 2}),
+        ({"noised_latents": latents, "prompt_embeds": prompt}, {}),
+        (whole | {"prompt_mask": torch.ones(1, 205)}, {}),
+        ({"image.1": file}, asked),
+        ({"image.0": file, "image.00": file}, asked),
+        ({"image.0": file.float()}, asked),
+        ({"image.0": file.view(1, -1)}, asked),
+        ({"pixels": torch.zeros(1, 4, 64, 64)}, asked),
+        ({"pixels": torch.full((1, 3, 64, 64), 1.5)}, asked),
+        ({"pixels": torch.zeros(1, 3, 60, 64)}, asked),
+    ]
+    async with serving(golden_model) as client:
+        for blob, options in wrong:
+            content = pack(blob, {"request": json.dumps(options)})
+            response = await client.post("/v1/score_latents", content=content, headers=BLOB)
+            assert error_of(response) == (400, "bad_input"), (blob.keys(), options, response.text)
+        for text in ("{", "[]", "null", '"a"', "\ud800"):
+            response = await client.post("/v1/score_latents", content=pack(whole, {"request": text}), headers=BLOB)
+            assert error_of(response)[0] == 400, text
+        state = {
+            "noised_latents": latents,
+            "prompt_embeds": prompt,
+            "pooled_prompt_embeds": whole["pooled_prompt_embeds"],
+        }
+        for sigma in (torch.tensor([1.1]), torch.tensor([0.1, 0.2])):
+            response = await client.post("/v1/score_latents", content=pack(state | {"sigma": sigma}), headers=BLOB)
+            assert error_of(response) == (400, "bad_input")
+        assert (await client.post("/v1/score_latents", content=pack(whole), headers=BLOB)).status_code == 200
+
+
+@in_loop
+async def test_wrong_forms_are_told(golden_model) -> None:
+    file = ("a.png", file_of(random_picture(0)), "image/png")
+    request = {"request": json.dumps({"prompts": ["a"]})}
+    async with serving(golden_model) as client:
+
+        async def post(data: Any, files: Any) -> httpx2.Response:
+            return await client.post("/v1/score_images", data=data, files=files)
+
+        assert (await post(request, [("images", file)])).status_code == 200
+        assert error_of(await post({}, [("images", file)])) == (400, "bad_input")
+        assert error_of(await post(request | {"more": "x"}, [("images", file)])) == (400, "bad_input")
+        assert error_of(await post({"request": "{"}, [("images", file)])) == (400, "bad_json")
+        assert error_of(await post({"request": '{"images": ["AAAA"]}'}, [("images", file)])) == (422, "bad_input")
+        assert error_of(await post(request, [("images", ("a", b"x", "image/png"))])) == (422, "bad_input")
+        for kind, body in (
+            ("multipart/form-data", b"--a\r\n"),
+            ("multipart/form-data; boundary=a", b""),
+            ("multipart/form-data; boundary=a", b"--a\r\ncontent-disposition: form-data; name=request\r\n\r\n{}"),
+            ("multipart/form-data; boundary=a", b"--a\r\n\r\nbody\r\n--a--\r\n"),
+            ("multipart/form-data; boundary=" + "a" * 500, b"--a"),
+        ):
+            response = await client.post("/v1/score_images", content=body, headers={"content-type": kind})
+            assert error_of(response)[0] == 400, (kind, body, response.text)
+        for kind in ("text/plain", "application/x-www-form-urlencoded", "image/png"):
+            response = await client.post("/v1/score_images", content=b"{}", headers={"content-type": kind})
+            assert error_of(response) == (415, "wrong_content_type")
+
+
+@in_loop
+async def test_a_bomb_is_refused_by_its_header(golden_model) -> None:
+    many = file_of(Image.new("1", (20_000, 20_000)))  # 400 million pixels in 50 kB
+    long = file_of(Image.new("1", (1, 200_000)))
+    async with serving(golden_model) as client:
+
+        async def post(*files: bytes) -> httpx2.Response:
+            parts = [("images", (f"{i}.png", file, "image/png")) for i, file in enumerate(files)]
+            return await client.post("/v1/score_images", data={"request": '{"prompts": ["a"]}'}, files=parts)
+
+        assert error_of(await post(many)) == (413, "too_many_pixels")
+        assert error_of(await post(long)) == (422, "bad_input")
+    async with serving(golden_model, ServeSettings(max_pixels=5000, max_request_pixels=9000)) as client:
+        small = file_of(random_picture(0))
+        assert (await post(small, small)).status_code == 200
+        assert error_of(await post(small, small, small)) == (413, "too_many_pixels")
+        assert error_of(await post(file_of(random_picture(0, 100, 100)))) == (413, "too_many_pixels")
+
+
+@in_loop
+async def test_too_many_candidates_are_refused(golden_model) -> None:
+    async with serving(golden_model, ServeSettings(max_samples=2)) as client:
+        assert (await client.post("/v1/score_images", json=words(2))).status_code == 200
+        assert error_of(await client.post("/v1/score_images", json=words(3))) == (422, "bad_input")
+
+
+@in_loop
+async def test_a_key_is_needed_where_keys_are_set(golden_model) -> None:
+    settings = ServeSettings(api_keys=(SecretStr(KEY), SecretStr("another-key-of-the-server")))
+    async with serving(golden_model, settings) as client:
+        for path in ("/healthz", "/health", "/", "/docs", "/openapi.json"):
+            assert (await client.get(path)).status_code == 200, path
+        for path in ("/metrics", "/v1/models", "/rewards"):
+            response = await client.get(path)
+            assert error_of(response) == (401, "unauthorized") and response.headers["www-authenticate"] == "Bearer"
+            assert (await client.get(path, headers={"authorization": f"Bearer {KEY}"})).status_code == 200
+            assert (await client.get(path, headers={"x-api-key": KEY})).status_code == 200
+        for headers in (
+            {"authorization": f"Bearer {KEY}x"},
+            {"authorization": f"Basic {KEY}"},
+            {"authorization": "Bearer"},
+            {"x-api-key": ""},
+            {"x-api-key": KEY[:-1]},
+        ):
+            assert error_of(await client.get("/v1/models", headers=headers)) == (401, "unauthorized")
+        status, _, _ = await call(client.app, "/v1/score", hang=True)  # refused before its body
+        assert status == 401
+
+
+@in_loop
+async def test_only_own_names_are_answered_to(golden_model) -> None:
+    settings = ServeSettings().guarded()
+    async with serving(golden_model, settings) as client:
+        for host in ("127.0.0.1:8000", "localhost", "[::1]:80"):
+            assert (await client.get("/healthz", headers={"host": host})).status_code == 200
+        for host in ("evil.example", "127.0.0.1.evil.example", ""):
+            assert error_of(await client.get("/healthz", headers={"host": host})) == (421, "wrong_host")
+
+
+@in_loop
+async def test_models_come_and_go_only_where_that_is_allowed(golden_model, golden) -> None:
+    wanted = {"name": "other", "path": str(golden / "reward"), "base": str(golden / "pipeline")}
+    async with serving(golden_model) as client:
+        assert error_of(await client.post("/v1/models", json=wanted)) == (403, "forbidden")
+        assert error_of(await client.delete("/v1/models/tiny")) == (403, "forbidden")
+        listed = (await client.get("/v1/models")).json()["models"]
+        assert [(one["name"], one["state"], one["default"]) for one in listed] == [("tiny", "ready", True)]
+    settings = ServeSettings(api_keys=(SecretStr(KEY),), allow_load=True)
+    async with serving(golden_model, settings, {"x-api-key": KEY}) as client:
+        for wrong in ({}, wanted | {"name": "../x"}, wanted | {"dtype": "int8"}):
+            assert error_of(await client.post("/v1/models", json=wrong)) == (422, "bad_input")
+        assert error_of(await client.post("/v1/models", json=wanted | {"name": "tiny"})) == (409, "name_taken")
+        response = await client.post("/v1/models", json=wanted)
+        assert (response.status_code, response.json()["state"]) == (202, "loading")
+        while (entry := (await client.get("/v1/models")).json()["models"][1])["state"] == "loading":
+            await asyncio.sleep(0.02)
+        assert entry["state"] == "ready" and entry["revision"]
+        body = {"prompt": "a", "images": words()["images"]}
+        answers = [await client.post("/v1/compare", json=body | {"model": name}) for name in ("tiny", "other")]
+        assert answers[0].json()["probability"] == pytest.approx(answers[1].json()["probability"], abs=1e-6)
+        assert answers[1].json()["model"] == "other"
+        assert (await client.delete("/v1/models/other")).json()["state"] == "unloaded"
+        assert error_of(await client.post("/v1/compare", json=body | {"model": "other"})) == (404, "unknown_model")
+        assert error_of(await client.delete("/v1/models/other")) == (404, "unknown_model")
+        failing = wanted | {"name": "none", "path": "/nowhere/at/all"}
+        assert (await client.post("/v1/models", json=failing)).status_code == 202
+        while (entry := (await client.get("/v1/models")).json()["models"][1])["state"] == "loading":
+            await asyncio.sleep(0.02)
+        assert entry["state"] == "failed" and "nowhere" in entry["detail"]
+        assert (await client.get("/healthz")).status_code == 200
+
+
+@in_loop
+async def test_trainers_are_answered_in_their_own_words(golden_model) -> None:
+    with torch.no_grad():
+        wanted = golden_model.score(prompts=["a", "b"], images=pictures()).reward.tolist()
+    images = words()["images"]
+    async with serving(golden_model) as client:
+        assert (await client.get("/health")).json() == {"status": "ok", "rewards": {"tiny": ["ready"]}}
+        assert (await client.get("/rewards")).json() == {"rewards": ["tiny"]}
+        body = {"prompt": ["a", "b"], "image": images, "video": None, "condition_images": None, "kwargs": None}
+        assert (await client.post("/compute", json=body)).json()["rewards"] == pytest.approx(wanted, abs=1e-5)
+        assert error_of(await client.post("/compute", json=body | {"image": None})) == (422, "bad_input")
+        assert error_of(await client.post("/compute", json=body | {"video": [images]})) == (422, "bad_input")
+        assert error_of(await client.post("/compute", json=body | {"prompt": ["a"] * 3})) == (422, "bad_input")
+        asked = [
+            {"history": [{"text": "z", "image_b64": "?"}, {"text": t, "image_b64": i}], "required_rewards": ["tiny"]}
+            for t, i in zip("ab", images, strict=True)
+        ]
+        bad = [
+            {"history": [{"text": "a", "image_b64": "%%"}], "required_rewards": ["tiny"]},
+            {"history": [{"text": "a", "video_b64": "AAAA"}], "required_rewards": ["tiny"]},
+            {"history": [{"text": "a", "image_b64": images[0]}], "required_rewards": ["other"], "metadata": {"x": 1}},
+        ]
+        response = await client.post("/score", json={"requests": [*asked, *bad]})
+        results, errors = response.json()["results"], response.json()["errors"]
+        assert [one["tiny"]["tiny"] for one in results[:2]] == pytest.approx(wanted, abs=1e-5)
+        assert results[2:] == [{}, {}, {}] and errors[:2] == [{}, {}]
+        assert [list(one) for one in errors[2:]] == [["tiny"], ["tiny"], ["other"]]
+        assert "base64" in errors[2]["tiny"] and "no model 'other'" in errors[4]["other"]
+        for wrong in ({}, {"requests": []}, {"requests": [{"history": [], "required_rewards": ["tiny"]}]}):
+            assert error_of(await client.post("/score", json=wrong)) == (422, "bad_input")
+    async with serving(None) as client:
+        assert error_of(await client.get("/health"))[0] == 503
+
+
+@in_loop
+async def test_the_documents_tell_of_every_route_and_fetch_nothing(golden_model) -> None:
+    async with serving(golden_model) as client:
+        schema = (await client.get("/openapi.json")).json()
+        page = await client.get("/docs")
+    for path in ("/v1/score", "/v1/score_images", "/v1/score_latents", "/v1/compare", "/v1/rank", "/healthz", "/score"):
+        assert path in schema["paths"] and path in page.text
+    content = schema["paths"]["/v1/score_images"]["post"]["requestBody"]["content"]
+    assert set(content) == {"application/json", "multipart/form-data", "application/octet-stream"}
+    assert "http://" not in page.text and "https://" not in page.text and "<script" not in page.text
+
+
+@in_loop
+async def test_metrics_count_requests_and_errors(golden_model) -> None:
+    async with serving(golden_model) as client:
+        await client.post("/v1/compare", json={"prompt": "a", "images": words()["images"]})
+        await client.post("/v1/compare", json={})
+        await client.get("/no/such/route")
+        text = (await client.get("/metrics")).text
+    assert 'dina_lrm_requests_total{route="/v1/compare",status="200"} 1.0' in text
+    assert 'dina_lrm_requests_total{route="/v1/compare",status="422"} 1.0' in text
+    assert 'dina_lrm_requests_total{route="none",status="404"} 1.0' in text
+    assert 'dina_lrm_errors_total{kind="bad_input"} 1.0' in text
+
+
+@in_loop
+async def test_an_answer_carries_the_request_s_name(golden_model) -> None:
+    async with serving(golden_model) as client:
+        assert (await client.get("/healthz", headers={"x-request-id": "abc-1"})).headers["x-request-id"] == "abc-1"
+        made = (await client.get("/healthz", headers={"x-request-id": "a b"})).headers["x-request-id"]
+        assert made != "a b" and len(made) == 16
+
+
+@in_loop
+async def test_a_fault_of_the_server_is_500_and_says_nothing_of_itself(golden_model, monkeypatch) -> None:
+    async with serving(golden_model) as client:
+        monkeypatch.setattr(client.pool.engine(), "admit", None)
+        response = await client.post("/v1/compare", json={"prompt": "a", "images": words()["images"]})
+        assert error_of(response) == (500, "internal") and "NoneType" not in response.text
+        assert (await client.get("/healthz")).status_code == 200

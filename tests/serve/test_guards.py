@@ -1,0 +1,183 @@
+"""Who comes in, and how much of a body: each guard around an app that only reads."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+
+import pytest
+from pydantic import SecretStr
+
+from dina_lrm.errors import ConfigError
+from dina_lrm.serve.errors import DrainingError
+from dina_lrm.serve.gate import Gate
+from dina_lrm.serve.guards import BodyGuard, HostGuard, KeyGuard, client_of
+from dina_lrm.serve.logs import AccessLog, JsonFormatter, describe
+from dina_lrm.serve.observer import Observer
+from dina_lrm.serve.refusals import Refusal
+from dina_lrm.serve.settings import ServeSettings, read_key_file, read_keys
+from tests.serve.fake import in_loop
+from tests.serve.serving import call
+
+KEYS = (SecretStr("the-first-key-of-all"), SecretStr("the-second-key-of-all"))
+
+
+async def reader(scope, receive, send) -> None:
+    """Says how much it read, and for whom."""
+    size = 0
+    try:
+        while True:
+            message = await receive()
+            size += len(message.get("body", b""))
+            if not message.get("more_body"):
+                break
+    except Refusal as refusal:
+        await refusal.response()(scope, receive, send)
+        return
+    body = json.dumps({"size": size, "client": client_of(scope)}).encode()
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": body})
+
+
+@in_loop
+async def test_a_body_is_counted_while_it_comes_and_forgotten_when_it_is_answered() -> None:
+    gate = Gate()
+    guard = BodyGuard(reader, ServeSettings(max_body_bytes=10, max_held_bytes=15), gate)
+    assert (await call(guard, "/", [b"12345", b"67890"]))[0] == 200
+    assert (await call(guard, "/", [b"12345", b"678901"]))[0] == 413
+    assert (await call(guard, "/", [], {"content-length": "11"}))[0] == 413
+    assert (await call(guard, "/", [], {"content-length": "x"}))[0] == 400
+    assert (await call(guard, "/", [], {"content-length": "-1"}))[0] == 400
+    assert gate.held_bytes == 0
+    gate.held_bytes = 6
+    assert (await call(guard, "/", [b"1234567890"]))[0] == 503
+    assert gate.held_bytes == 6
+
+
+@in_loop
+async def test_a_body_may_be_slow_as_long_as_it_brings_something() -> None:
+    async def trickle(scope, receive, send):
+        async def slowly():
+            await asyncio.sleep(0.03)
+            return await receive()
+
+        await guard(scope, slowly, send)
+
+    guard = BodyGuard(reader, ServeSettings(body_timeout=0.1, body_bytes_per_second=100), Gate())
+    assert (await call(trickle, "/", [b"0123456789"] * 10))[0] == 200
+    assert (await call(trickle, "/", [b"0"] * 10))[0] == 408
+    status, headers, _ = await call(guard, "/", [b"0"], hang=True)
+    assert status == 408 and headers["connection"] == "close"
+
+
+@in_loop
+async def test_clients_are_told_apart_by_key_name_or_address() -> None:
+    async def who(guard, **headers) -> str:
+        return json.loads((await call(guard, "/", headers={k.replace("_", "-"): v for k, v in headers.items()}))[2])[
+            "client"
+        ]
+
+    keyed = KeyGuard(reader, KEYS, lambda path: path == "/")
+    first, second = [await who(keyed, x_api_key=key.get_secret_value()) for key in KEYS]
+    assert first != second and first.startswith("key ") and "the-first" not in first
+    assert await who(keyed, x_client_id="me") == "peer 127.0.0.1"  # a name costs nothing, so it buys no turns
+    free = KeyGuard(reader, (), lambda path: False)
+    assert await who(free) == "peer 127.0.0.1"
+    assert await who(free, x_client_id="me") == "client me"
+    assert await who(free, x_client_id="m" * 65) == "peer 127.0.0.1"
+
+
+@in_loop
+async def test_other_things_than_requests_pass_the_guards() -> None:
+    seen = []
+
+    async def app(scope, receive, send):
+        seen.append(scope["type"])
+
+    settings, gate = ServeSettings(), Gate()
+    for guard in (
+        BodyGuard(app, settings, gate),
+        KeyGuard(app, KEYS, lambda _: False),
+        HostGuard(app, ["localhost"]),
+        AccessLog(app, Observer(), gate),
+    ):
+        await guard({"type": "lifespan"}, None, None)  # type: ignore[arg-type]
+    assert seen == ["lifespan"] * 4
+
+
+@in_loop
+async def test_the_gate_waits_for_those_inside() -> None:
+    gate = Gate()
+    gate.check()
+    gate.enter()
+    assert not await gate.drain(0.01)
+    with pytest.raises(DrainingError):
+        gate.check()
+    asyncio.get_running_loop().call_later(0.01, gate.leave)
+    assert await gate.drain(10)
+
+
+@in_loop
+async def test_the_log_names_the_request_and_no_prompt(caplog) -> None:
+    async def failing(scope, receive, send):
+        raise ValueError("a girl walking in the street")
+
+    with caplog.at_level(logging.INFO, "dina_lrm.serve"):
+        status, headers, body = await call(AccessLog(failing, Observer(), Gate()), "/x", headers={"x-request-id": "r1"})
+    assert status == 500 and headers["x-request-id"] == "r1" and b"girl" not in body
+    lines = [JsonFormatter().format(record) for record in caplog.records]
+    rows = [json.loads(line) for line in lines]
+    assert [row["event"] for row in rows] == ["failed", "request"]
+    assert rows[0]["error"] == "ValueError" and "failing" in rows[0]["where"][-1]
+    assert rows[1]["status"] == 500 and rows[1]["request_id"] == "r1" and rows[1]["kind"] == "internal"
+    assert not any("girl" in line for line in lines)
+
+
+def test_our_own_errors_are_told_in_full() -> None:
+    assert describe(ConfigError("this and that"))["message"] == "this and that"
+    assert "message" not in describe(KeyError("a prompt"))
+
+
+def test_a_refusal_is_one_short_line() -> None:
+    refusal = Refusal(400, "bad_input", "one\n two\t" + "x" * 5000)
+    assert refusal.detail.startswith("one two x") and len(refusal.detail) == 1000
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.7", "example.org", ""])
+def test_others_are_not_let_near_a_server_without_keys(host: str) -> None:
+    with pytest.raises(ConfigError, match="no API key is set"):
+        ServeSettings(host=host).guarded()
+    assert ServeSettings(host=host, no_auth=True).guarded().allowed_hosts == ()
+    assert ServeSettings(host=host, api_keys=KEYS).guarded().allowed_hosts == ()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "localhost", "::1"])
+def test_a_server_of_this_machine_answers_to_its_own_names(host: str) -> None:
+    assert {"localhost", host} <= set(ServeSettings(host=host).guarded().allowed_hosts)
+
+
+def test_loading_over_http_needs_keys() -> None:
+    with pytest.raises(ConfigError, match="needs API keys"):
+        ServeSettings(allow_load=True).guarded()
+    assert ServeSettings(allow_load=True, api_keys=KEYS).guarded().allow_load
+
+
+def test_keys_do_not_show_in_what_is_printed() -> None:
+    assert "the-first-key" not in repr(ServeSettings(api_keys=KEYS)) + ServeSettings(api_keys=KEYS).model_dump_json()
+
+
+def test_keys_are_read_from_lines_and_lists(tmp_path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("# for the trainer\n  0123456789abcdef \n\n0123456789abcdef\nfedcba9876543210\n")
+    assert [key.get_secret_value() for key in read_key_file(file)] == ["0123456789abcdef", "fedcba9876543210"]
+    assert len(read_keys("0123456789abcdef, fedcba9876543210,", ",")) == 2
+    assert read_keys("", ",") == ()
+    for text in ("short", "with space in between it", "schlüssel-der-lang-genug-ist"):
+        with pytest.raises(ConfigError, match="API key 1 must be"):
+            read_keys(text, ",")
+    file.write_text("# none\n")
+    with pytest.raises(ConfigError, match="holds no key"):
+        read_key_file(file)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_key_file(tmp_path / "missing")
