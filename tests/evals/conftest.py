@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dina_lrm.data import Candidate, PreferenceData, PreferencePair, write_preference_data
 from dina_lrm.noise import NoiseEnsemble
-from dina_lrm.preference import Thurstone
+from dina_lrm.preference import Calibration, Thurstone
 from dina_lrm.types import Conditioning, Reward
 
 PROMPTS = tuple(f"thing {i}" for i in range(6))
@@ -29,6 +29,7 @@ class KnownModel:
     prompt_matters: bool = False
     noise_scale: float = 0.0
     likelihood: Thurstone = Thurstone()
+    calibration: Calibration = Calibration()
     asked: list[dict[str, object]] = field(default_factory=list)
 
     def encode_prompts(self, prompts: list[str]) -> Conditioning:

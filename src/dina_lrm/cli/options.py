@@ -97,10 +97,30 @@ def read_sigmas(sigma: float | None, ensemble: str | None) -> tuple[float, ...]:
     """
     if sigma is not None and ensemble is not None:
         raise ValueRangeError("give either --sigma or --ensemble, and not both")
+    if ensemble is not None:
+        return read_levels("--ensemble", ensemble)
+    return _in_range((DEFAULT_SIGMA if sigma is None else sigma,))
+
+
+def read_levels(option: str, text: str) -> tuple[float, ...]:
+    """The noise levels that an option lists.
+
+    Args:
+        option: its name, for the message.
+        text: levels between commas.
+
+    Raises:
+        ValueRangeError: text that is no list of numbers in [0, 1].
+    """
     try:
-        levels = (DEFAULT_SIGMA if sigma is None else sigma,) if ensemble is None else _numbers(ensemble)
+        return _in_range(tuple(float(part) for part in text.split(",")))
+    except ValueRangeError:
+        raise
     except ValueError as error:
-        raise ValueRangeError(f'--ensemble takes numbers such as 0.2,0.5,0.7, got "{ensemble}"') from error
+        raise ValueRangeError(f'{option} takes numbers such as 0.2,0.5,0.7, got "{text}"') from error
+
+
+def _in_range(levels: tuple[float, ...]) -> tuple[float, ...]:
     for level in levels:
         if not 0 <= level <= 1:
             raise ValueRangeError(f"sigma must lie in [0, 1], got {level:g}")
@@ -134,10 +154,6 @@ def read_draws(
     if standard_error is not None:
         raise ValueRangeError("--standard-error is reached by drawing until then: give --adaptive N with it")
     return default if draws is None else draws
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(float(part) for part in text.split(","))
 
 
 @contextmanager

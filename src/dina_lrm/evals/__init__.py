@@ -1,5 +1,12 @@
 """Measure a reward."""
 
+from dina_lrm.evals.calibrate import (
+    CalibrationCurve,
+    CalibrationReport,
+    CalibrationSettings,
+    calibrate,
+    held_out_pairs,
+)
 from dina_lrm.evals.card import (
     AccuracyEstimate,
     CalibrationCard,
@@ -18,11 +25,15 @@ from dina_lrm.evals.evaluate import (
     sigma_profile,
 )
 from dina_lrm.evals.rules import ScoringRule
+from dina_lrm.evals.space import check_latent_space
 from dina_lrm.evals.splits import SplitView
 
 __all__ = [
     "AccuracyEstimate",
     "CalibrationCard",
+    "CalibrationCurve",
+    "CalibrationReport",
+    "CalibrationSettings",
     "EvalCard",
     "ReliabilityBin",
     "ScoredSplit",
@@ -30,7 +41,10 @@ __all__ = [
     "SigmaProfile",
     "SplitView",
     "accuracy_gap",
+    "calibrate",
+    "check_latent_space",
     "evaluate",
+    "held_out_pairs",
     "make_card",
     "prompt_seed",
     "score_split",

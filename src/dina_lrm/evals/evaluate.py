@@ -184,7 +184,7 @@ def evaluate(
 ) -> EvalCard:
     """Score a split and make its card; arguments as `score_split`, by default one draw at sigma 0.4."""
     scored = score_split(model, data, split, rule or ScoringRule(), prompts, seed, max_batch_size, max_prompts)
-    return make_card(scored, model.likelihood)
+    return make_card(scored, model.calibration.law(model.likelihood))
 
 
 def make_card(scored: ScoredSplit, likelihood: Likelihood, bins: int = 10) -> EvalCard:
@@ -192,7 +192,7 @@ def make_card(scored: ScoredSplit, likelihood: Likelihood, bins: int = 10) -> Ev
 
     Args:
         scored: utilities by candidate.
-        likelihood: the model's law of choice, for predicted probabilities.
+        likelihood: the law of choice for predicted probabilities: the fitted one, if there is one.
         bins: of the reliability curve.
 
     Returns:

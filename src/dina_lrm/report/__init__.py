@@ -1,5 +1,6 @@
 """Draw what was measured: `report.html` and `results.json`."""
 
+from dina_lrm.report.calibration import write_reliability
 from dina_lrm.report.page import write_report
 from dina_lrm.report.results import (
     BestOf,
@@ -29,5 +30,6 @@ __all__ = [
     "TrainingFacts",
     "ValidationPoint",
     "WorldFacts",
+    "write_reliability",
     "write_report",
 ]
