@@ -158,7 +158,7 @@ def test_without_a_network_nothing_is_lost(plain, open_page, files) -> None:
     fill(page, files)
     page.route("**/*", lambda route: route.abort("internetdisconnected"))
     page.click("#go")
-    assert "cannot be reached" in told(page) and "Nothing you entered is lost" in told(page)
+    assert "cannot be reached" in told(page) and "Nothing you entered is lost." in told(page)
     until_text(page, "status", "not reachable")
     page.unroute("**/*")
     page.click("#notice-again")

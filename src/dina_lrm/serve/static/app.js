@@ -34,6 +34,16 @@ function clear() {
   $("notice").hidden = true;
 }
 
+// In place of what the server says to programs.
+function words(trouble) {
+  if (trouble.status === 401 && key.get()) return "The key you gave is not one of its keys.";
+  if (trouble.status === 401) return "Whoever runs it has one. It stays in this tab.";
+  if (trouble.status === 0) return "Is it running, and are you online? Nothing you entered is lost.";
+  return trouble.message;
+}
+
+const sentence = (text) => `${text.charAt(0).toUpperCase()}${text.slice(1)}`.replace(/([^.!?])$/, "$1.");
+
 // Say what went wrong; `again` does it once more. What was typed stays where it is.
 export function report(trouble, again) {
   clear();
@@ -46,9 +56,7 @@ export function report(trouble, again) {
   const said = document.createElement("strong");
   said.textContent = heading;
   const more = document.createElement("span");
-  const kept = trouble.status === 0 ? " Nothing you entered is lost." : "";
-  const wrongKey = trouble.status === 401 && key.get() ? "The key you gave is not one of its keys." : null;
-  more.textContent = wrongKey ?? `${trouble.message}${kept}`;
+  more.textContent = sentence(words(trouble));
   $("notice-text").replaceChildren(said, more);
   $("key-form").hidden = trouble.status !== 401;
   $("notice-again").hidden = again === null || !MAY_PASS(trouble.status);
@@ -94,7 +102,7 @@ $("key-form").addEventListener("submit", (event) => {
 
 // ------------------------------------------------------------------------------------------------- status
 
-const WORDS = { waiting: "The model is being loaded", gone: "Server not reachable" };
+const STATES = { waiting: "The model is being loaded", gone: "Server not reachable" };
 let watching = false;
 
 async function watch() {
@@ -102,7 +110,7 @@ async function watch() {
   watching = true;
   let state = await health();
   while (state !== "ready") {
-    tell(state, WORDS[state] ?? state);
+    tell(state, STATES[state] ?? state);
     await new Promise((resolve) => setTimeout(resolve, POLL));
     state = await health();
   }

@@ -25,3 +25,8 @@ export function svg(name, attributes = {}, ...children) {
 export const number = (value, digits = 2) => value.toFixed(digits).replace("-", "−");
 export const percent = (share) => `${Math.round(100 * share)} %`;
 export const plural = (count, one, many = `${one}s`) => `${count} ${count === 1 ? one : many}`;
+
+export function ordinal(place) {
+  const ending = place % 100 > 10 && place % 100 < 14 ? "th" : (["th", "st", "nd", "rd"][place % 10] ?? "th");
+  return `${place}${ending}`;
+}

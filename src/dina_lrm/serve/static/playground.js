@@ -2,7 +2,7 @@
 
 import { attention, rank, score } from "./api.js";
 import { colour, curve, drop, shareChart, whisker } from "./charts.js";
-import { $, el, number, percent, plural } from "./dom.js";
+import { $, el, number, ordinal, percent, plural } from "./dom.js";
 
 const KEPT = "dina-lrm.playground";
 const FIELDS = ["prompt", "model", "sigmas", "draws", "fusion", "seed", "adaptive"];
@@ -220,7 +220,7 @@ function showRanking() {
   const cards = order.map((place, at) => {
     const utility = reward.utility[place];
     const line = el("div");
-    const head = el("div", { class: "place" }, el("span", { text: order.length > 1 ? `${at + 1}. place` : "Reward" }));
+    const head = el("div", { class: "place" }, el("span", { text: order.length > 1 ? ordinal(at + 1) : "Reward" }));
     if (uneven) head.append(el("span", { text: plural(reward.spent[place], "state") }));
     const spread = `± ${number(half[place])}`;
     const told = el("div", { class: "told" }, head,
