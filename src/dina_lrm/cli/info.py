@@ -22,7 +22,37 @@ def info(
     if as_json:
         print_json(values)
     else:
-        print_tree(values)
+        print_tree(_for_people(values))
+
+
+def _for_people(values: dict[str, Any]) -> dict[str, Any]:
+    """A fitted calibration is a table of numbers: a line each."""
+    found = values.get("calibration")
+    if not isinstance(found, dict) or not found.get("levels"):
+        return values
+    law = found["parameters"]
+    short = {
+        name: found[name] for name in ("fitted_on", "pairs", "prompts", "draws", "seed", "kind", "disagreement")
+    } | {
+        "k": f"{law['scale']:.3g} +- {law['scale_error']:.2g}",
+        "clean_variance": f"{law['min_variance']:.3g} +- {law['min_variance_error']:.2g}",
+        "levels": {
+            f"sigma {level['sigma']:g}": f"reward {'logit ' if found['kind'] == 'logistic' else ''}"
+            f"(utility - {level['centre']:.4g}) / {level['spread']:.4g}, variance {level['deviation'] ** 2 / 2:.4g}"
+            for level in found["levels"]
+        },
+        "probabilities": {row["label"]: _before_and_after(row) for row in found["quality"]},
+    }
+    return {**values, "calibration": short}
+
+
+def _before_and_after(row: dict[str, Any]) -> str:
+    before, after = row["before"], row["after"]
+    told = (
+        f"{name} {before[key]:.4f} to {after[key]:.4f}"
+        for name, key in (("ECE", "ece"), ("Brier", "brier"), ("NLL", "nll"))
+    )
+    return ", ".join(told) + f"; the truth itself would show an ECE of {row['ece_floor']:.4f}"
 
 
 def _describe(path: str) -> dict[str, Any]:

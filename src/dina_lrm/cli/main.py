@@ -17,6 +17,7 @@ from dina_lrm.cli.compare import compare
 from dina_lrm.cli.convert import convert
 from dina_lrm.cli.demo import demo
 from dina_lrm.cli.encode import encode
+from dina_lrm.cli.eval import evaluate
 from dina_lrm.cli.info import info
 from dina_lrm.cli.score import score
 from dina_lrm.cli.serve import serve
@@ -37,6 +38,7 @@ app = typer.Typer(
 )
 for verb in (demo, encode, train, score, compare, calibrate, serve, convert, info, verify):
     app.command()(verb)
+app.command("eval")(evaluate)  # a verb that Python has, too
 
 
 def _print_version(wanted: bool) -> None:

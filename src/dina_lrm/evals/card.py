@@ -55,6 +55,11 @@ class CalibrationCard(Card):
     """Predicted P(chosen) against votes; see `dina_lrm.metrics.calibration` for the formulas."""
 
     ece: float
+    ece_interval: tuple[Value, Value] = Field(
+        default=(math.nan, math.nan),
+        description="95 % bootstrap over prompts; it leans upwards, as the error itself does",
+    )
+    ece_floor: Value = Field(default=math.nan, description="the error that the truth itself would show on so few votes")
     brier: AccuracyEstimate
     nll: AccuracyEstimate
     vote_entropy: float = Field(description="the least log loss that any model could reach on these votes")

@@ -20,9 +20,19 @@ from dina_lrm.errors import ShapeError
 from dina_lrm.evals.card import AccuracyEstimate, CalibrationCard, EvalCard, ReliabilityBin, SigmaProfile
 from dina_lrm.evals.rules import Prompts, ScoringRule, shown_prompts
 from dina_lrm.evals.splits import SplitView
-from dina_lrm.metrics import brier_score, clustered_mean, kendall_tau_by_group, pair_credit, reliability, soft_nll
+from dina_lrm.metrics import (
+    brier_score,
+    calibration_error,
+    calibration_floor,
+    clustered_mean,
+    kendall_tau_by_group,
+    pair_credit,
+    reliability,
+    soft_nll,
+)
 from dina_lrm.preference import Likelihood
 from dina_lrm.scoring import RewardModel
+from dina_lrm.scoring.summary import Levels
 from dina_lrm.types import Conditioning
 
 __all__ = [
@@ -313,14 +323,18 @@ def _calibration(scored: ScoredSplit, likelihood: Likelihood, bins: int) -> Cali
     view = scored.view
     chosen, rejected = scored.utility[view.chosen], scored.utility[view.rejected]
     law, rule = likelihood.choice(), scored.rule
+    weights = Levels.of(rule, rule.sigmas, law).weights
     log_prob, log_prob_other = (
-        law.log_prob_of_mean(margin, rule.sigmas, None, rule.max_draws)
+        law.log_prob_of_mean(margin, rule.sigmas, weights, rule.max_draws)
         for margin in (chosen - rejected, rejected - chosen)
     )
     curve = reliability(log_prob.exp(), view.target, bins)
+    error = calibration_error(curve, view.prompt_of_pair)
     entropy = soft_nll(view.target.log(), (1 - view.target).log(), view.target)
     return CalibrationCard(
-        ece=curve.error,
+        ece=error.value,
+        ece_interval=(error.low, error.high),
+        ece_floor=calibration_floor(curve, view.prompt_of_pair),
         brier=_mean(view, brier_score(log_prob.exp(), view.target)),
         nll=_mean(view, soft_nll(log_prob, log_prob_other, view.target)),
         vote_entropy=float(entropy.mean()),

@@ -1,0 +1,135 @@
+"""A calibration finds the law behind the votes, is judged on other prompts, goes on where it was killed, and refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from dina_lrm.data import PreferenceData
+from dina_lrm.errors import DataError, ValueRangeError
+from dina_lrm.evals import CalibrationReport, CalibrationSettings, calibrate, check_latent_space, held_out_pairs
+from dina_lrm.scoring import RewardModel
+from tests.evals.voted import DEVIATION, voted_folder, voted_model
+
+SETTINGS = CalibrationSettings(sigmas=(0.2, 0.3, 0.5, 0.7), draws=4)
+
+
+@pytest.fixture(scope="module")
+def model() -> RewardModel:
+    return voted_model()
+
+
+@pytest.fixture(scope="module")
+def data(model: RewardModel, tmp_path_factory: pytest.TempPathFactory) -> PreferenceData:
+    return voted_folder(model, tmp_path_factory.mktemp("voted") / "preferences")
+
+
+@pytest.fixture(scope="module")
+def report(model: RewardModel, data: PreferenceData) -> CalibrationReport:
+    return calibrate(model, data, SETTINGS, "m", quiet=True)
+
+
+def test_the_law_behind_the_votes_is_found_at_its_level(report: CalibrationReport) -> None:
+    level = report.calibration.levels[1]
+    assert level.sigma == 0.3 and level.deviation == pytest.approx(DEVIATION, rel=0.25)
+    assert level.settled_deviation <= level.deviation
+    assert level.margin_variance is not None and level.margin_variance > 0
+
+
+def test_every_way_of_asking_is_judged_before_and_after(report: CalibrationReport) -> None:
+    rows = {row.label: row for row in report.calibration.quality}
+    assert list(rows) == [
+        "sigma 0.2",
+        "sigma 0.3",
+        "sigma 0.5",
+        "sigma 0.7",
+        "mean of 0.2, 0.5, 0.7",
+        "mean of all levels",
+        "mean of 0.2, 0.5, 0.7, 4 draws",
+        "mean of all levels, 4 draws",
+    ]
+    row = rows["sigma 0.3"]
+    assert row.after.nll < row.before.nll and row.after.ece < row.before.ece and row.after.brier < row.before.brier
+    assert row.vote_entropy < row.after.nll
+    for row in rows.values():
+        assert row.before.ece_low <= row.before.ece <= row.before.ece_high
+    assert [curve.label for curve in report.curves] == list(rows)
+    assert len(report.curves[0].after) == 10
+
+
+def test_what_was_fitted_is_said_and_can_be_built(report: CalibrationReport, data: PreferenceData) -> None:
+    told = report.calibration
+    assert (told.fitted_on, told.pairs, told.prompts, told.draws) == ("preferences, validation", 144, 24, 4)
+    assert told.parameters is not None and told.parameters.min_variance_error > 0
+    built = told.build()
+    assert built.levels[1].sigma == 0.3 and built.choice is not None
+    assert CalibrationReport.model_validate_json(report.model_dump_json()) == report
+
+
+def test_rewards_of_a_calibrated_model_are_standardised_and_keep_the_order(
+    report: CalibrationReport, data: PreferenceData
+) -> None:
+    fresh = voted_model()
+    plain = fresh.score(prompts=["thing 0"], latents=data.latents(range(96)), sigmas=(0.3,), draws=4)
+    fresh.calibration = report.calibration.build()
+    fresh.asker = fresh._asker()
+    reward = fresh.score(prompts=["thing 0"], latents=data.latents(range(96)), sigmas=(0.3,), draws=4).reward
+    assert torch.equal(reward.argsort(), plain.utility.argsort())
+    assert abs(float(reward.mean())) < 1 and 0.3 < float(reward.std()) < 3
+
+
+def test_killed_work_goes_on(
+    model: RewardModel, data: PreferenceData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = held_out_pairs(model, data, SETTINGS, quiet=True)
+    score, calls = model.score, [0]
+
+    def stopping(**asked: object) -> object:
+        calls[0] += 1
+        if calls[0] == 2:
+            raise KeyboardInterrupt
+        return score(**asked)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(model, "score", stopping)
+    work = tmp_path / ".work"
+    with pytest.raises(KeyboardInterrupt):
+        held_out_pairs(model, data, SETTINGS, work, quiet=True)
+    assert work.is_dir()
+    again = held_out_pairs(model, data, SETTINGS, work, quiet=True)
+    assert calls[0] == 3 and not work.exists()
+    assert torch.equal(again.utility, whole.utility) and torch.equal(again.target, whole.target)
+
+
+def test_latents_of_another_space_are_refused_and_both_are_named(model: RewardModel, data: PreferenceData) -> None:
+    check_latent_space(data, model.network.backbone)
+    info = {**data.info, "backbone": {"class": "Other", "latent_shape": [16, 4, 4]}}
+    with pytest.raises(DataError, match=r"Other with latent channels 16.*FakeBackbone 'fake' with 4"):
+        calibrate(model, PreferenceData(data.folder, info), SETTINGS, quiet=True)
+
+
+@pytest.mark.parametrize("name", ["vae_scaling_factor", "scaling_factor"])
+def test_latents_scaled_otherwise_are_refused(
+    model: RewardModel, data: PreferenceData, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    backbone = model.network.backbone
+    monkeypatch.setattr(backbone, "signature", lambda: {"class": "FakeBackbone", "vae_scaling_factor": 1.5})
+    for scale, fits in ((1.5, True), (0.36, False)):
+        there = PreferenceData(data.folder, {**data.info, "backbone": {"latent_shape": [4, 4, 4], name: scale}})
+        if fits:
+            check_latent_space(there, backbone)
+        else:
+            with pytest.raises(DataError, match=r"0\.36.*1\.5"):
+                check_latent_space(there, backbone)
+
+
+def test_too_few_pairs(model: RewardModel, data: PreferenceData) -> None:
+    with pytest.raises(DataError, match="50 pairs"):
+        calibrate(model, data, CalibrationSettings(sigmas=(0.3,), draws=1, max_prompts=5), quiet=True)
+
+
+def test_settings_that_cannot_be() -> None:
+    for wrong in ({"sigmas": (0.5, 0.2)}, {"sigmas": ()}, {"sigmas": (0.5, 1.2)}, {"draws": 0}):
+        with pytest.raises(ValueRangeError):
+            CalibrationSettings(**wrong)  # type: ignore[arg-type]
