@@ -17,5 +17,5 @@ step of the pipeline's own code and reads its unmodified network with hooks. A p
 import pytest
 
 # Assertions of modules that are no test files explain themselves only if asked to, and before they are imported.
-for _module in ("case", "encoding", "features", "learning", "loading", "sharing"):
+for _module in ("case", "encoding", "features", "learning", "loading", "reward_functions", "sharing"):
     pytest.register_assert_rewrite(f"{__name__}.{_module}")

@@ -335,7 +335,7 @@ def test_cancelling_a_question_hangs_up():
     async def main() -> None:
         async with AsyncRewardClient(URL, transport=httpx2.MockTransport(never)) as client:
             task = asyncio.create_task(client.score(prompts=["a cat"], latents=LATENTS))
-            await asked.wait()
+            await asyncio.wait_for(asked.wait(), 20)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task

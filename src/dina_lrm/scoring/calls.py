@@ -19,6 +19,7 @@ from dina_lrm.errors import ConfigError, DataError, ShapeError, ValueRangeError,
 from dina_lrm.images import to_rgb
 from dina_lrm.noise import Adaptive, Fusion, NoiseEnsemble
 from dina_lrm.scoring.protocol import Candidate, Images
+from dina_lrm.scoring.samples import Samples
 from dina_lrm.scoring.wire import (
     REQUEST,
     AdaptiveOptions,
@@ -81,7 +82,7 @@ class Options:
         return max(1, min(int(self.timeout * 1000), LONGEST_DEADLINE_MS))
 
 
-def score_call(
+def score_calls(
     options: Options,
     prompts: Sequence[str] | None,
     conditioning: Conditioning | None,
@@ -90,8 +91,8 @@ def score_call(
     ensemble: NoiseEnsemble,
     seed: int | Sequence[int],
     noise: Tensor | None,
-) -> Call[Reward]:
-    """`RewardFunction.score`.
+) -> list[Call[Reward]]:
+    """`RewardFunction.score`, in as many requests as its samples need.
 
     Args:
         options: of the client.
@@ -106,30 +107,40 @@ def score_call(
     Raises:
         InputError: nothing that could be asked.
     """
-    tensors = {**_candidates(images, latents), **_conditioning(conditioning)}
+    tensors, files = _candidates(images, latents)
     if noise is not None:
         tensors["noise"] = _without_gradient("noise", noise).float()
     if (prompts is None) == (conditioning is None):
         raise ShapeError("give either prompts or conditioning, and not both")
     if isinstance(prompts, str) or (prompts is not None and not prompts):
         raise ValueRangeError(f"prompts must be a list of one or more strings, got {prompts!r}")
+    seeds = int(seed) if isinstance(seed, int) else tuple(int(one) for one in seed)
+    samples = Samples(tensors, files, _conditioning(conditioning), tuple(prompts or ()), seeds)
+    return [_score_call(options, part, _looks(ensemble)) for part in samples.parts()]
+
+
+def state_calls(options: Options, state: NoisedState, conditioning: Conditioning) -> list[Call[Reward]]:
+    """`RewardFunction.score_state`, in as many requests as its samples need."""
+    if not len(state):
+        raise ShapeError("a state to be scored must hold one sample or more, got none")
+    latents = _without_gradient("noised_latents", state.noised_latents).float()
+    tensors = {"noised_latents": latents, "sigma": state.sigma.detach().float()}
+    samples = Samples(tensors, (), _conditioning(conditioning), (), 0)
+    return [_score_call(options, part, {}) for part in samples.parts()]
+
+
+def _score_call(options: Options, samples: Samples, looks: dict[str, Any]) -> Call[Reward]:
     request = _request(
         ScoreRequest,
         model=options.model,
         deadline_ms=options.deadline_ms,
-        prompts=() if prompts is None else tuple(prompts),
-        seed=int(seed) if isinstance(seed, int) else tuple(int(one) for one in seed),
-        **_looks(ensemble),
+        prompts=samples.prompts,
+        seed=samples.seed,
+        **looks,
     )
-    return _call("/v1/score_latents", tensors, request, lambda body: _record(RewardReply.model_validate_json, body))
-
-
-def state_call(options: Options, state: NoisedState, conditioning: Conditioning) -> Call[Reward]:
-    """`RewardFunction.score_state`."""
-    latents = _without_gradient("noised_latents", state.noised_latents)
-    tensors = {"noised_latents": latents.float(), "sigma": state.sigma.detach().float(), **_conditioning(conditioning)}
-    request = ScoreRequest(model=options.model, deadline_ms=options.deadline_ms)
-    return _call("/v1/score_latents", tensors, request, lambda body: _record(RewardReply.model_validate_json, body))
+    return _call(
+        "/v1/score_latents", samples.blob, request, lambda body: _record(RewardReply.model_validate_json, body)
+    )
 
 
 def compare_call(
@@ -153,7 +164,7 @@ def compare_call(
         tie_band: probabilities within so much of 1/2 are a tie.
     """
     images, latents = _pair(*pair)
-    tensors = {**_candidates(images, latents), **_of_one(prompt, conditioning)}
+    tensors = _of_one(prompt, conditioning, images, latents)
     request = _request(
         CompareRequest,
         model=options.model,
@@ -188,7 +199,7 @@ def rank_call(
         seed: of the noise.
         tie_band: probabilities within so much of 1/2 are a tie.
     """
-    tensors = {**_candidates(images, latents), **_of_one(prompt, conditioning)}
+    tensors = _of_one(prompt, conditioning, images, latents)
     request = _request(
         RankRequest,
         model=options.model,
@@ -218,21 +229,24 @@ def _looks(ensemble: NoiseEnsemble) -> dict[str, Any]:
     return {**told, "adaptive": AdaptiveOptions.of(adaptive)}
 
 
-def _candidates(images: Images | None, latents: Tensor | None) -> dict[str, Tensor]:
+def _candidates(images: Images | None, latents: Tensor | None) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """Tensors, or files of pictures."""
     if (images is None) == (latents is None):
         raise ShapeError("give either images or latents, and not both")
     if latents is not None:
         if latents.ndim < 4 or not len(latents):
             raise ShapeError(f"latents must be [b c h w] with one sample or more, got {list(latents.shape)}")
-        return {"latents": _without_gradient("latents", latents).float()}
+        return {"latents": _without_gradient("latents", latents).float()}, []
     if isinstance(images, Tensor):
-        return {"pixels": _without_gradient("images", images).float()}
+        if images.ndim < 4 or not len(images):
+            raise ShapeError(f"pixels must be [b 3 y x] with one sample or more, got {list(images.shape)}")
+        return {"pixels": _without_gradient("images", images).float()}, []
     assert images is not None
     if isinstance(images, str | Image.Image) or not all(isinstance(image, Image.Image) for image in images):
         raise ShapeError(f"images must be a list of PIL pictures or pixels [b 3 y x], got {images!r:.80}")
     if not images:
         raise ShapeError("images must hold one or more pictures, got none")
-    return {f"image.{place}": _png(image) for place, image in enumerate(images)}
+    return {}, [_png(image) for image in images]
 
 
 def _conditioning(conditioning: Conditioning | None) -> dict[str, Tensor]:
@@ -246,10 +260,13 @@ def _conditioning(conditioning: Conditioning | None) -> dict[str, Tensor]:
     return {name: _exact(_without_gradient(name, tensor)) for name, tensor in given.items() if tensor is not None}
 
 
-def _of_one(prompt: str | None, conditioning: Conditioning | None) -> dict[str, Tensor]:
+def _of_one(
+    prompt: str | None, conditioning: Conditioning | None, images: Images | None, latents: Tensor | None
+) -> dict[str, Tensor]:
+    tensors, files = _candidates(images, latents)
     if (prompt is None) == (conditioning is None):
-        raise ShapeError("give either a prompt or conditioning, and not both")
-    return _conditioning(conditioning)
+        raise ShapeError("give either prompts or conditioning, and not both")
+    return Samples(tensors, files, _conditioning(conditioning), (), 0).blob
 
 
 def _exact(tensor: Tensor) -> Tensor:

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from dina_lrm.errors import InputError
 from dina_lrm.noise import Adaptive, Fusion
-from dina_lrm.scoring.calls import Call, Options, compare_call, ensemble_of, rank_call, score_call, state_call
+from dina_lrm.scoring.calls import Call, Options, compare_call, ensemble_of, rank_call, score_calls, state_calls
 from dina_lrm.scoring.protocol import Candidate, Images
 from dina_lrm.scoring.retries import Effort, Patience, reason, refusal, retry_after, worth_another_try
+from dina_lrm.scoring.samples import joined, joined_states
 from dina_lrm.scoring.wire import BLOB_TYPE
 from dina_lrm.types import Comparison, Conditioning, NoisedState, Ranking, Reward
 
@@ -80,11 +81,11 @@ def _failure(error: Exception) -> str:
     return f"{type(error).__name__} {error}".strip()
 
 
-async def _off_the_loop(build: Callable[P, Call[T]], *args: P.args, **kwargs: P.kwargs) -> Call[T]:
-    """Build a request in a thread, because pictures are compressed and tensors copied; under the caller's gradient mode."""
+async def _off_the_loop(build: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Build requests in a thread, because pictures are compressed and tensors copied; under the caller's gradient mode."""
     with_gradient = torch.is_grad_enabled()
 
-    def run() -> Call[T]:
+    def run() -> T:
         with torch.set_grad_enabled(with_gradient):
             return build(*args, **kwargs)
 
@@ -105,7 +106,8 @@ def _settled(response: httpx2.Response, call: Call[T]) -> T:
 class RewardClient:
     """A `RewardFunction` whose model is on a server; safe to share between threads, and to send to other processes.
 
-    Results are on the CPU. Latents that need a gradient are refused, because none would come back.
+    Results are on the CPU. Many samples travel in several requests; each has the deadline to itself. Latents that need a
+    gradient are refused, because none would come back.
 
     Args:
         url: of the server: `http://127.0.0.1:8000`.
@@ -169,13 +171,12 @@ class RewardClient:
     ) -> Reward:
         """As `RewardModel.score`, but for what only a model in this process can know (memory, gradients)."""
         ensemble = ensemble_of(sigmas, draws, fusion, antithetic)
-        return self._ask(
-            score_call(self.address.options, prompts, conditioning, images, latents, ensemble, seed, noise)
-        )
+        calls = score_calls(self.address.options, prompts, conditioning, images, latents, ensemble, seed, noise)
+        return joined([self._ask(call) for call in calls])
 
     def score_state(self, state: NoisedState, conditioning: Conditioning) -> Reward:
         """As `RewardModel.score_state`, without gradients."""
-        return self._ask(state_call(self.address.options, state, conditioning))
+        return joined_states([self._ask(call) for call in state_calls(self.address.options, state, conditioning)])
 
     def compare(
         self,
@@ -296,12 +297,13 @@ class AsyncRewardClient:
         """As `RewardClient.score`."""
         ensemble = ensemble_of(sigmas, draws, fusion, antithetic)
         options = self.address.options
-        call = await _off_the_loop(score_call, options, prompts, conditioning, images, latents, ensemble, seed, noise)
-        return await self._ask(call)
+        calls = await _off_the_loop(score_calls, options, prompts, conditioning, images, latents, ensemble, seed, noise)
+        return joined(await self._ask_all(calls))
 
     async def score_state(self, state: NoisedState, conditioning: Conditioning) -> Reward:
         """As `RewardClient.score_state`."""
-        return await self._ask(await _off_the_loop(state_call, self.address.options, state, conditioning))
+        calls = await _off_the_loop(state_calls, self.address.options, state, conditioning)
+        return joined_states(await self._ask_all(calls))
 
     async def compare(
         self,
@@ -349,6 +351,15 @@ class AsyncRewardClient:
             return (await self._http.get("/healthz", timeout=_timeout(CONNECT_SECONDS))).is_success
         except httpx2.RequestError:
             return False
+
+    async def _ask_all(self, calls: Sequence[Call[T]]) -> list[T]:
+        """All at once; the first that fails ends the others."""
+        tasks = [asyncio.ensure_future(self._ask(call)) for call in calls]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
 
     async def _ask(self, call: Call[T]) -> T:
         effort = Effort(self.address.patience, self.address.url, self._now())

@@ -1,0 +1,178 @@
+"""The model in this process, and the two clients of one that a real server holds, pass one suite."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import uvicorn
+
+from dina_lrm.errors import ConfigError, InputError, WorkError
+from dina_lrm.noise import Adaptive
+from dina_lrm.scoring import samples
+from dina_lrm.scoring.client import AsyncRewardClient, RewardClient
+from dina_lrm.serve.app import create_app
+from dina_lrm.serve.models import ModelPool
+from dina_lrm.serve.observer import Observer
+from dina_lrm.serve.settings import ServeSettings
+from dina_lrm.types import NoisedState
+from tests.conformance.reward_functions import RewardFunctionSuite, agree
+
+KEY = "a-key-for-the-tests"
+PATIENCE = 60
+
+
+class Blocking:
+    """An asynchronous client, asked from any thread: its loop runs in one of its own."""
+
+    def __init__(self, url: str, **settings: Any) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self.client = AsyncRewardClient(url, **settings)
+
+    def _wait(self, asked: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(asked, self._loop).result(PATIENCE)
+
+    def score(self, **ask: Any) -> Any:
+        return self._wait(self.client.score(**ask))
+
+    def score_state(self, state: Any, conditioning: Any) -> Any:
+        return self._wait(self.client.score_state(state, conditioning))
+
+    def compare(self, **ask: Any) -> Any:
+        return self._wait(self.client.compare(**ask))
+
+    def rank(self, **ask: Any) -> Any:
+        return self._wait(self.client.rank(**ask))
+
+    def close(self) -> None:
+        self._wait(self.client.close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(PATIENCE)
+        self._loop.close()
+
+
+@pytest.fixture(scope="module")
+def server(golden_model) -> Iterator[str]:
+    """The url of a real server with the golden model, which wants a key."""
+    app = create_app(
+        ModelPool(Observer(), max_wait_ms=2.0),
+        ServeSettings(api_keys=(KEY,)),
+        sources={"golden": lambda: golden_model},
+    )
+    listener = socket.create_server(("127.0.0.1", 0))
+    running = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="on", ws="none"))
+    thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    with RewardClient(url, api_key=KEY) as client:
+        until = time.monotonic() + PATIENCE
+        while not client.ready():
+            assert time.monotonic() < until and thread.is_alive()
+            time.sleep(0.01)
+    yield url
+    running.should_exit = True
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
+
+
+class TestModel(RewardFunctionSuite):
+    """In this process."""
+
+    @pytest.fixture
+    def function(self, golden_model):
+        return golden_model
+
+
+class RemoteSuite(RewardFunctionSuite):
+    """And what only a client must show."""
+
+    def test_a_gradient_is_refused(self, function, latents, text):
+        learned = latents.clone().requires_grad_()
+        with pytest.raises(ConfigError, match="none comes back over HTTP"):
+            function.score(conditioning=text, latents=learned)
+        with pytest.raises(ConfigError, match="none comes back over HTTP"):
+            function.score_state(NoisedState(learned, torch.full((3,), 0.5)), text)
+
+    @pytest.mark.parametrize("most", [1, 2])
+    def test_many_samples_travel_in_parts(self, function, model, latents, text, most, monkeypatch):
+        monkeypatch.setattr(samples, "MOST_SAMPLES", most)
+        for ask in (
+            dict(conditioning=text, latents=latents, draws=2),
+            dict(conditioning=text[:1], latents=latents, seed=[4, 5, 6]),
+            dict(prompts=["a", "b", "c"], images=torch.rand(3, 3, 64, 64)),
+        ):
+            agree(function.score(**ask), model.score(**ask))
+        for sigma in (torch.full((3,), 0.5), torch.tensor([0.1, 0.5, 1.0])):
+            state = NoisedState(latents, sigma)
+            agree(function.score_state(state, text), model.score_state(state, text))
+
+    def test_parts_that_are_drawn_unequally_are_padded(self, function, model, latents, text, monkeypatch):
+        monkeypatch.setattr(samples, "MOST_BYTES", 1)
+        ask = dict(conditioning=text, latents=latents, draws=Adaptive(max_draws=12, standard_error=0.01))
+        agree(function.score(**ask), model.score(**ask))
+
+    def test_given_noise_travels_too(self, function, model, cases, latents, text):
+        ask = dict(conditioning=text, latents=latents, noise=cases["0.noise"])
+        ours = function.score(**ask)
+        agree(ours, model.score(**ask))
+        assert ours.seed is None
+
+
+class TestClient(RemoteSuite):
+    """Behind HTTP."""
+
+    @pytest.fixture
+    def function(self, server):
+        with RewardClient(server, api_key=KEY) as client:
+            yield client
+
+
+class TestAsyncClient(RemoteSuite):
+    """Behind HTTP, in an event loop."""
+
+    @pytest.fixture
+    def function(self, server):
+        client = Blocking(server, api_key=KEY)
+        yield client
+        client.close()
+
+    def test_it_takes_what_the_protocol_names(self, function):
+        super().test_it_takes_what_the_protocol_names(function.client)
+
+
+def test_a_wrong_key_and_an_unknown_model_are_input_errors(server, cases, golden_conditioning):
+    ask = dict(conditioning=golden_conditioning, latents=cases["0.latents"])
+    with RewardClient(server, api_key="another") as client, pytest.raises(InputError, match="(?i)key"):
+        client.score(**ask)
+    with RewardClient(server, api_key=KEY, model="silver") as client, pytest.raises(InputError, match="silver"):
+        client.score(**ask)
+
+
+def test_a_server_that_is_not_there_is_a_work_error(cases, golden_conditioning):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with RewardClient(f"http://127.0.0.1:{port}", retries=1, backoff=0.001) as client:
+        with pytest.raises(WorkError, match="no answer in 2 tries: ConnectError"):
+            client.score(conditioning=golden_conditioning, latents=cases["0.latents"])
+        assert not client.ready()
+
+
+def test_a_server_that_never_answers_costs_one_deadline(cases, golden_conditioning):
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        url = f"http://127.0.0.1:{mute.getsockname()[1]}"
+        ask = dict(conditioning=golden_conditioning, latents=cases["0.latents"])
+        for kind in (RewardClient, Blocking):
+            client = kind(url, timeout=0.3)
+            began = time.monotonic()
+            with pytest.raises(WorkError, match=r"in 0.3 s"):
+                client.score(**ask)
+            assert time.monotonic() - began < 0.3 + 5  # of grace for a busy machine
+            client.close()
