@@ -34,9 +34,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.browser)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
-    """The browser; tests that need it are skipped where it, or what drives it, is missing."""
+    """The browser; tests that need it are skipped where it, or what drives it, is missing.
+
+    While it lives an event loop runs in this thread, so it must not outlive the tests that use it.
+    """
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
     path = next((found for name in NAMES if (found := shutil.which(name))), None)
     if path is None:

@@ -80,6 +80,14 @@ def test_asking_again_is_no_way_to_another_pair(arena: Arena) -> None:
     assert second.pair != first.pair and second.answered == 1
 
 
+@in_loop
+async def test_a_pair_stays_while_more_is_scored(arena: Arena) -> None:
+    arena.judge = KnowingJudge()
+    first = [arena.next_pair(f"voter{number}") for number in range(8)]
+    await see_all(arena)
+    assert [arena.next_pair(f"voter{number}") for number in range(8)] == first
+
+
 def test_who_has_no_name_gets_a_fresh_pair(arena: Arena) -> None:
     assert len({arena.next_pair("").pair for _ in range(8)}) == 8
     for _ in range(8):

@@ -33,6 +33,7 @@ from dina_lrm.serve.arena.source import CandidateSource, open_source
 from dina_lrm.serve.arena.store import Choice, Sampling, Vote, VoteStore
 from dina_lrm.serve.arena.tickets import NONCE_BYTES, Showing, TicketOffice
 
+REMEMBERED_VOTERS = 10_000
 log = logging.getLogger(__name__)
 
 
@@ -146,6 +147,7 @@ class Arena:
             self._remember(vote)
         self._known: dict[str, set[str]] = {}  # candidates that were scored, by the judge's identity
         self._scoring: dict[str, asyncio.Task[None]] = {}
+        self._shown: dict[str, ShownPair] = {}  # to voters who have a name
 
     def _check(self) -> None:
         """Refuse a store that belongs to something else."""
@@ -196,8 +198,8 @@ class Arena:
     def next_pair(self, voter: str) -> ShownPair:
         """A pair for a voter; a fresh one each time for whoever has no name.
 
-        For a named voter it is a function of seed, name, number of answers, and what is voted and scored so far: asking
-        again is no way to fish for another pair.
+        For a named voter it is a function of seed, name, number of answers, and what is voted and scored so far; until
+        they answer it stays the same, so asking again is no way to fish for another pair.
 
         Args:
             voter: a name that the voter keeps; empty if none.
@@ -206,6 +208,17 @@ class Arena:
             The pair, without what would sway a voter.
         """
         answers = self.store.votes(voter=voter) if voter else []
+        shown = self._shown.get(voter)
+        if shown is None or shown.answered != len(answers):
+            shown = self._deal(voter, answers)
+        if voter and shown.pair is not None:
+            self._shown[voter] = shown
+            while len(self._shown) > REMEMBERED_VOTERS:
+                self._shown.pop(next(iter(self._shown)), None)  # threads deal side by side
+        return shown
+
+    def _deal(self, voter: str, answers: Sequence[Vote]) -> ShownPair:
+        """The next pair of a voter who has given these answers."""
         nonce = secrets.token_bytes(NONCE_BYTES)
         if voter:
             nonce = random.Random(f"{self.settings.seed}\n{voter}\n{len(answers)}").randbytes(NONCE_BYTES)

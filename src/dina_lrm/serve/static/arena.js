@@ -130,7 +130,7 @@ function absent() {
   $("arena-none").hidden = false;
   $("arena-none").replaceChildren(
     "This server has no arena. Start it with a folder of candidates: ",
-    el("code", { text: "dina-lrm serve MODEL --arena FOLDER" }),
+    el("code", { text: "dina-lrm serve --model MODEL --arena FOLDER" }),
   );
 }
 
