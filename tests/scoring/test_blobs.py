@@ -93,6 +93,8 @@ LIES = {
     "no JSON": written(b"{latents}"),
     "no UTF-8": written(b'{"\xff": 1}'),
     "a list": written([]),
+    "half a character": written(b'{"\\ud800": {}}'),
+    "half a character as a value": written(b'{"__metadata__": {"a": "\\udfff"}}'),
     "deep": written(b"[" * 100_000),
     "nan": written(b'{"a": NaN}'),
     "many digits": written(b'{"a": ' + b"9" * 10_000 + b"}"),

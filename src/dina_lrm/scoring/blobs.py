@@ -208,10 +208,13 @@ def _header(body: bytearray) -> tuple[dict[str, Any], int]:
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A name that stands twice means one thing to one reader and another to the next."""
+    """A name that stands twice means one thing to one reader and another to the next; so does half a character."""
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("a key stands twice in one object")
+    for text in (*found, *found.values()):
+        if isinstance(text, str):
+            text.encode()
     return found
 
 

@@ -86,6 +86,7 @@ def create_app(
         version=dina_lrm.__version__,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
         lifespan=lifespan,
         responses=ERRORS,
         exception_handlers={

@@ -89,11 +89,12 @@ class Desk:
         """Do what takes a processor for a while outside the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
 
-    async def admit(self, http: Request) -> str | None:
+    async def admit(self, http: Request, body_names_model: bool = True) -> str | None:
         """Refuse, before a body is read, what would be refused after it.
 
         Args:
             http: the request.
+            body_names_model: the body may name another model than the default; then nothing is known of its queue yet.
 
         Returns:
             The model that its header or query names.
@@ -104,6 +105,8 @@ class Desk:
         """
         self.gate.check()
         name = http.headers.get(MODEL_HEADER) or http.query_params.get("model")
+        if name is None and body_names_model and len(self.pool.entries) > 1:
+            return None
         # In and out again: a place that a slow body holds is one that nobody else has.
         async with self.pool.engine(name).admit(client=client_of(http.scope)):
             return name

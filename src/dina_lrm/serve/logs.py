@@ -98,7 +98,10 @@ class AccessLog:
                 message = {**message, "headers": [*message.get("headers", ()), (REQUEST_ID, request_id.encode())]}
             await send(message)
 
-        self._gate.enter()
+        # Who comes after the gate was shut is refused, and never waited for: there may be no end of them.
+        awaited = not self._gate.draining
+        if awaited:
+            self._gate.enter()
         try:
             await self._app(scope, receive, named)
         except Exception as error:
@@ -106,7 +109,8 @@ class AccessLog:
             if status == UNANSWERED:
                 await refuse(refusal_of(error), scope, receive, named)
         finally:
-            self._gate.leave()
+            if awaited:
+                self._gate.leave()
             self._tell(scope, status, time.perf_counter() - started)
 
     def _tell(self, scope: Scope, status: int, seconds: float) -> None:

@@ -53,7 +53,7 @@ class ServeSettings(Config):
     port: int = Field(8000, ge=0, le=65535)
     max_batch_size: int = Field(8, ge=1)
     max_wait_ms: float = Field(10.0, ge=0)
-    max_queue: int = Field(1024, ge=1)
+    max_queue: int = Field(512, ge=1)
     max_connections: int = Field(4096, ge=1)
     max_body_bytes: int = Field(64 * MIB, ge=1)
     max_held_bytes: int = Field(4096 * MIB, ge=1)

@@ -33,7 +33,7 @@ def protocol_router(desk: Desk) -> APIRouter:
     async def score(http: Request) -> Response:
         """Raw scores of latents: a safetensors blob with latents, prompt_embeds, pooled_prompt_embeds, u, and seeds or none."""
         _check_headers(http)
-        engine = desk.pool.engine(await desk.admit(http))
+        engine = desk.pool.engine(await desk.admit(http, body_names_model=False))
         body = await read_body(http.receive)
         try:
             asked, subject = await desk.aside(_read, desk, engine, body)
