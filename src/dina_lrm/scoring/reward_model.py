@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dina_lrm.checkpoint import LoadedModel, ModelConfig, load_any, save_model
+from dina_lrm.checkpoint import CalibrationConfig, LoadedModel, ModelConfig, load_any, save_model
 from dina_lrm.errors import ShapeError, ValueRangeError
 from dina_lrm.images import group_by_size
 from dina_lrm.noise import Adaptive, Fusion, NoiseEnsemble
@@ -80,6 +80,10 @@ class RewardModel:
     def save_pretrained(self, folder: Path | str) -> None:
         """Write our model folder; it appears whole or not at all."""
         save_model(folder, self.network, self.config)
+
+    def with_calibration(self, calibration: CalibrationConfig) -> RewardModel:
+        """The same network under another calibration, such as `dina_lrm.evals.calibrate` fits; nothing is copied."""
+        return RewardModel(LoadedModel(self.network, self.config.model_copy(update={"calibration": calibration})))
 
     @property
     def device(self) -> torch.device:
