@@ -71,7 +71,7 @@ def _ways(pairs: HeldOut) -> list[tuple[tuple[int, ...], int]]:
     ensemble = tuple(pairs.sigmas.index(sigma) for sigma in ENSEMBLE)
     ways = [((place,), 1) for place in every] + [(ensemble, 1), (every, 1)]
     typical = ((pairs.sigmas.index(0.4),), pairs.draws) if 0.4 in pairs.sigmas else ((every[1],), pairs.draws)
-    return [*ways, typical, (ensemble, pairs.draws), (every, pairs.draws)]
+    return list(dict.fromkeys([*ways, typical, (ensemble, pairs.draws), (every, pairs.draws)]))
 
 
 def _row(pairs: HeldOut, laws: dict[str, Likelihood], places: tuple[int, ...], draws: int) -> dict[str, Any]:
