@@ -11,21 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-import uvicorn
 
 from dina_lrm.errors import ConfigError, InputError, WorkError
 from dina_lrm.noise import Adaptive
 from dina_lrm.scoring import samples
 from dina_lrm.scoring.client import AsyncRewardClient, RewardClient
-from dina_lrm.serve.app import create_app
-from dina_lrm.serve.models import ModelPool
-from dina_lrm.serve.observer import Observer
-from dina_lrm.serve.settings import ServeSettings
 from dina_lrm.types import NoisedState
 from tests.conformance.reward_functions import RewardFunctionSuite, agree
-
-KEY = "a-key-for-the-tests"
-PATIENCE = 60
+from tests.conformance.served import KEY, PATIENCE, served
 
 
 class Blocking:
@@ -62,25 +55,8 @@ class Blocking:
 @pytest.fixture(scope="module")
 def server(golden_model) -> Iterator[str]:
     """The url of a real server with the golden model, which wants a key."""
-    app = create_app(
-        ModelPool(Observer(), max_wait_ms=2.0),
-        ServeSettings(api_keys=(KEY,)),
-        sources={"golden": lambda: golden_model},
-    )
-    listener = socket.create_server(("127.0.0.1", 0))
-    running = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="on", ws="none"))
-    thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    with RewardClient(url, api_key=KEY) as client:
-        until = time.monotonic() + PATIENCE
-        while not client.ready():
-            assert time.monotonic() < until and thread.is_alive()
-            time.sleep(0.01)
-    yield url
-    running.should_exit = True
-    thread.join(PATIENCE)
-    assert not thread.is_alive()
+    with served(golden_model) as url:
+        yield url
 
 
 class TestModel(RewardFunctionSuite):
