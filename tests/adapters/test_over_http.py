@@ -104,6 +104,7 @@ def test_the_route_of_unirl_answers_as_the_model_in_its_place(server, golden_mod
 
 def test_the_route_of_flow_factory_answers_as_its_reward_class(server, golden_model, pictures):
     """By the trainer's own remote client, from configuration alone."""
+
     def encoded(picture):
         file = io.BytesIO()
         picture.save(file, "PNG")

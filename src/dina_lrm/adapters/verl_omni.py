@@ -1,8 +1,8 @@
 """verl-omni: `compute_score` of one sample, awaited, with a model in the trainer's process.
 
-A reward is named in the trainer's configuration, and its settings become keyword arguments:
+A reward is named in the trainer's configuration, and its other keys become keyword arguments:
 
-    path=pkg://dina_lrm.adapters.verl_omni  name=compute_score  reward_kwargs.model_path=my-model
+    reward.reward_functions.dina: {path: pkg://dina_lrm.adapters.verl_omni, name: compute_score, model_path: my-model}
 
 Rewards of a step are asked for one at a time and all at once: those that wait in the same event loop are scored together.
 With a server, see `verl_omni_http`.
@@ -184,7 +184,7 @@ async def compute_score(
     """
     if model_path is None:
         raise ConfigError(
-            "reward_kwargs must name a model_path (or use dina_lrm.adapters.verl_omni_http with a server)"
+            "the reward's configuration must name a model_path (or use dina_lrm.adapters.verl_omni_http with a server)"
         )
     made = _loaded(model_path, base_path, device, dtype, noise_level, noise_seed, score_scale, score_bias)
     return await made(data_source, solution_image, ground_truth, extra_info, **kwargs)

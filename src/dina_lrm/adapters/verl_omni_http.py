@@ -1,6 +1,7 @@
 """verl-omni's client of wire protocol version 1: one sample's latents and text states to `POST /v1/score`, awaited.
 
-    path=pkg://dina_lrm.adapters.verl_omni_http  name=compute_score  reward_kwargs.server_url=http://127.0.0.1:8000/v1/score
+    reward.reward_functions.dina:
+        {path: pkg://dina_lrm.adapters.verl_omni_http, name: compute_score, server_url: http://127.0.0.1:8000/v1/score}
 
 Any server of the protocol will do. Unlike the client that comes with the trainer, this one tries again only what may pass: no
 answer, a try that took too long, and status 408, 429 and 5xx. A request that the server refuses is said at once.
