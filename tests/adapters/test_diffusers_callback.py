@@ -173,16 +173,44 @@ def test_the_state_is_the_clean_latents_noised_to_its_sigma(load):
             assert torch.allclose(state.noised_latents, expected, atol=2e-4), (kind.__name__, step)
 
 
-def test_flux_is_unpacked(load):
-    pipeline, model = load("flux"), FakeModel()
+@pytest.mark.parametrize(
+    ("kind", "guidance"), [("flux", {"guidance_scale": 3.5}), ("qwen_image", {"guidance_scale": None})]
+)
+def test_packed_latents_are_unpacked(load, kind, guidance):
+    pipeline, model = load(kind), FakeModel()
     given = seen_by(pipeline.transformer, pipeline)
-    run(pipeline, StepScores(model, conditioning=conditioning(), **SIZE), guidance_scale=3.5)
+    run(pipeline, StepScores(model, conditioning=conditioning(), **SIZE), **guidance)
+    assert len(model.calls) == len(given) == STEPS
     for call, (hidden, timestep) in zip(model.calls, given[1:], strict=False):
         state = call["state"]
         assert state.noised_latents.shape == (1, 16, 8, 12)
         packed = pipeline._pack_latents(state.noised_latents, *state.noised_latents.shape)
         assert torch.equal(packed, hidden)
         assert float(state.sigma[0]) == pytest.approx(timestep, abs=1e-6)
+
+
+def test_clips_of_wan_are_scored_with_their_own_text(load):
+    pipeline, model = load("wan"), FakeModel()
+    given = seen_by(pipeline.transformer, pipeline)
+    hook = StepScores(model)
+    pipeline(
+        "a red fox",
+        num_frames=5,
+        num_inference_steps=STEPS,
+        output_type="latent",
+        guidance_scale=5.0,
+        callback_on_step_end=hook,
+        callback_on_step_end_tensor_inputs=hook.tensor_inputs(pipeline),
+        **SIZE,
+    )
+    text, _ = pipeline.encode_prompt(
+        "a red fox", do_classifier_free_guidance=False, device="cpu", max_sequence_length=512
+    )
+    # The network reads each state twice, with the prompt and with the negative one.
+    for call, (hidden, timestep) in zip(model.calls, given[2::2], strict=False):
+        assert torch.allclose(call["state"].noised_latents, hidden) and call["state"].noised_latents.ndim == 5
+        assert float(call["state"].sigma[0]) == pytest.approx(timestep / 1000, abs=1e-3)
+        assert torch.allclose(call["conditioning"].prompt_embeds, text, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["flux", "zimage", "qwen_image"])
