@@ -25,12 +25,15 @@ if TYPE_CHECKING:
     from dina_lrm.noise import Adaptive
     from dina_lrm.preference import Calibration
     from dina_lrm.scoring import RewardModel
+    from dina_lrm.scoring.client import AsyncRewardClient, RewardClient
+    from dina_lrm.scoring.protocol import RewardFunction
     from dina_lrm.types import Comparison, Conditioning, Features, NoisedState, PreferenceBatch, Ranking, Reward
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Adaptive",
+    "AsyncRewardClient",
     "BaseMismatchError",
     "Calibration",
     "CheckpointError",
@@ -47,6 +50,8 @@ __all__ = [
     "PromptCutWarning",
     "Ranking",
     "Reward",
+    "RewardClient",
+    "RewardFunction",
     "RewardModel",
     "ShapeError",
     "ValueRangeError",
@@ -58,6 +63,7 @@ _ERRORS = "dina_lrm.errors"
 _TYPES = "dina_lrm.types"
 _HOMES = {
     "Adaptive": "dina_lrm.noise",
+    "AsyncRewardClient": "dina_lrm.scoring.client",
     "BaseMismatchError": _ERRORS,
     "Calibration": "dina_lrm.preference",
     "CheckpointError": _ERRORS,
@@ -74,6 +80,8 @@ _HOMES = {
     "PromptCutWarning": _ERRORS,
     "Ranking": _TYPES,
     "Reward": _TYPES,
+    "RewardClient": "dina_lrm.scoring.client",
+    "RewardFunction": "dina_lrm.scoring.protocol",
     "RewardModel": "dina_lrm.scoring.reward_model",
     "ShapeError": _ERRORS,
     "ValueRangeError": _ERRORS,
