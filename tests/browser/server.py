@@ -21,12 +21,15 @@ PATIENCE = 30  # seconds
 
 @contextmanager
 def running(
-    load: Callable[[], RewardModel], settings: ServeSettings | None = None, arena: Arena | None = None
+    load: Callable[[], RewardModel],
+    settings: ServeSettings | None = None,
+    arena: Arena | None = None,
+    name: str = "tiny",
 ) -> Iterator[str]:
     """A server, by its address; its model is loaded while it listens."""
     settings = settings or ServeSettings()
     pool = ModelPool(Observer(), max_queue=settings.max_queue)
-    app = create_app(pool, settings, arena, sources={"tiny": load})
+    app = create_app(pool, settings, arena, sources={name: load})
     # Whoever connects before it is up waits in the socket's queue.
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = uvicorn.Server(uvicorn.Config(app, ws="none", log_config=None, access_log=False))

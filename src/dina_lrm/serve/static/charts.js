@@ -35,7 +35,8 @@ export function drop(place, ...children) {
 function ticks(low, high, count) {
   const rough = (high - low) / count;
   const power = 10 ** Math.floor(Math.log10(rough));
-  const step = power * ([1, 2, 5, 10].find((one) => one * power >= rough * 0.999) ?? 10);
+  const far = (one) => Math.abs(Math.log((one * power) / rough));
+  const step = power * [1, 2, 5, 10].reduce((best, one) => (far(one) < far(best) ? one : best));
   const found = [];
   for (let tick = Math.ceil(low / step - 1e-9); tick * step <= high + step * 1e-6; tick += 1) found.push(tick * step);
   return { found, digits: Math.max(0, -Math.floor(Math.log10(step) + 1e-9)) };
