@@ -15,7 +15,8 @@ import random
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import safetensors.torch
@@ -85,39 +86,67 @@ def read(data: bytes) -> str:
     return "read, a request of protocol 1"
 
 
-async def ask_routes(tally: Tally, count: int, rng: random.Random, model: RewardModel) -> None:
-    """Spoil requests and send them to an app in memory; valid ones go along and must not notice.
+@asynccontextmanager
+async def app_of(model: RewardModel) -> AsyncIterator[Any]:
+    """An app in memory whose every valid input is answered, and that has nothing left to do at its end."""
+    pool = ModelPool(Observer(), max_wait_ms=0)
+    app = create_app(pool, ServeSettings(max_body_bytes=2**20))
+    async with app.router.lifespan_context(app):
+        engine = pool.add("tiny", model)
+        for seed in (*protocol_seeds(), *blob_seeds(), *word_seeds()):
+            status, body = await ask(app, seed)
+            assert status in (200, 403), (seed.path, body)
+        yield app
+        assert engine.accepted == 0
+
+
+async def ask_routes(tally: Tally, count: int, rng: random.Random, app: Any) -> None:
+    """Spoil requests and send them to an app; valid ones go along and must not notice.
 
     Args:
         tally: to count in.
         count: of inputs.
         rng: whence they come.
-        model: behind the app.
+        app: of `app_of`.
 
     Raises:
-        AssertionError: a neighbour's score changed, or something is left behind.
+        AssertionError: a neighbour's score changed.
     """
-    pool = ModelPool(Observer(), max_wait_ms=0)
-    app = create_app(pool, ServeSettings(max_body_bytes=2**20))
-    async with app.router.lifespan_context(app):
-        engine = pool.add("tiny", model)
-        blobs, words, mutator = [*protocol_seeds(), *blob_seeds()], word_seeds(), Mutator(rng)
-        good = protocol_seeds()[0]
-        wanted = score_of(await ask(app, good))
-        for seed in (*blobs, *words):
-            status, body = await ask(app, seed)
-            assert status in (200, 403), (seed.path, body)
-        while count > 0:
-            several = [spoil(mutator, rng, blobs, words) for _ in range(min(BATCH, count))]
-            count -= len(several)
-            answers = await asyncio.gather(*(tried(app, seed) for seed in (*several, good)))
-            for seed, answer in zip(several, answers, strict=False):
-                if isinstance(answer, str):
-                    tally.fail(answer, seed.body)
-                else:
-                    tally.answered(*answer, seed.body)
-            assert abs(score_of(answers[-1]) - wanted) < 1e-5, answers[-1]
-        assert engine.accepted == 0
+    blobs, words, mutator = [*protocol_seeds(), *blob_seeds()], word_seeds(), Mutator(rng)
+    good = protocol_seeds()[0]
+    wanted = score_of(await ask(app, good))
+    while count > 0:
+        several = [spoil(mutator, rng, blobs, words) for _ in range(min(BATCH, count))]
+        count -= len(several)
+        answers = await asyncio.gather(*(tried(app, seed) for seed in (*several, good)))
+        for seed, answer in zip(several, answers, strict=False):
+            if isinstance(answer, str):
+                tally.fail(answer, seed.body)
+            else:
+                tally.answered(*answer, seed.body)
+        assert abs(score_of(answers[-1]) - wanted) < 1e-5, answers[-1]
+
+
+async def run(tally: Tally, count: int, rng: random.Random) -> list[float]:
+    """All inputs, in shares.
+
+    Args:
+        tally: to count in.
+        count: of inputs.
+        rng: whence they come.
+
+    Returns:
+        Resident memory after each share, in MiB.
+    """
+    model = RewardModel.from_pretrained(GOLDEN / "reward", base=str(GOLDEN / "pipeline"))
+    routes, sizes = int(count * ROUTE_SHARE), []
+    async with app_of(model) as app:
+        for share in SHARES:
+            read_blobs(tally, round((count - routes) * share), rng)
+            await ask_routes(tally, round(routes * share), rng, app)
+            gc.collect()
+            sizes.append(resident_mib())
+    return sizes
 
 
 def score_of(answer: tuple[int, bytes] | str) -> float:
@@ -190,16 +219,8 @@ def main() -> int:
     logging.getLogger("dina_lrm.serve").setLevel(logging.CRITICAL)
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
     torch.set_num_threads(1)
-    model = RewardModel.from_pretrained(GOLDEN / "reward", base=str(GOLDEN / "pipeline"))
-    rng, tally = random.Random(arguments.seed), Tally()
-    routes = int(arguments.inputs * ROUTE_SHARE)
-    started = time.monotonic()
-    sizes = []
-    for share in SHARES:
-        read_blobs(tally, round((arguments.inputs - routes) * share), rng)
-        asyncio.run(ask_routes(tally, round(routes * share), rng, model))
-        gc.collect()
-        sizes.append(resident_mib())
+    tally, started = Tally(), time.monotonic()
+    sizes = asyncio.run(run(tally, arguments.inputs, random.Random(arguments.seed)))
     say(f"{tally.total} inputs in {time.monotonic() - started:.0f} s, seed {arguments.seed}")
     say(f"resident after {told_shares()} of them: {', '.join(f'{size:.0f}' for size in sizes)} MiB")
     if sizes[-1] - sizes[0] > MOST_GROWTH:

@@ -8,7 +8,7 @@ import pytest
 
 from fuzz.mutations import Mutator
 from fuzz.tally import Tally
-from fuzz.wire import ask_routes, read_blobs
+from fuzz.wire import app_of, ask_routes, read_blobs
 from tests.serve.fake import in_loop
 
 
@@ -25,7 +25,8 @@ def test_spoiled_blobs_are_refused_or_read_as_the_library_reads_them() -> None:
 @in_loop
 async def test_spoiled_requests_are_refused_and_leave_others_alone(golden_model) -> None:
     tally = Tally()
-    await ask_routes(tally, 240, random.Random(8), golden_model)
+    async with app_of(golden_model) as app:
+        await ask_routes(tally, 240, random.Random(8), app)
     assert tally.total == 240 and not tally.failures
     assert {"200", "400 bad_input", "422 bad_input"} <= set(tally.outcomes)
 
