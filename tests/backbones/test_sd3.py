@@ -142,7 +142,7 @@ def test_prompts_and_images_agree_with_the_release(golden_model, cases, case_set
 
 @pytest.mark.parametrize("case", [0, 1])
 def test_features_agree_with_the_release(golden_model, golden_conditioning, cases, case):
-    sigma = torch.full((3,), golden_model._levels([0.4])[0])
+    sigma = torch.full((3,), golden_model._snapped([0.4])[0])
     state = RectifiedFlow().add_noise(cases[f"{case}.latents"], cases[f"{case}.noise"], sigma)
     features = golden_model.features(state, golden_conditioning)
     for i in range(3):

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from dina_lrm.errors import ValueRangeError
-from dina_lrm.metrics import SequentialTest, Spread, moderated, student_quantile
+from dina_lrm.metrics import SequentialTest, Spread, looks_at, moderated, student_quantile
 
 
 def test_quantiles_are_those_of_student_and_of_the_normal():
@@ -26,11 +26,11 @@ def test_a_moderated_variance_lies_between_what_was_known_and_what_is_seen():
 
 
 def test_reach_by_hand():
-    test = SequentialTest(9, 0.08, Spread(4.0, math.inf))
+    test = SequentialTest(9, 8, 0.08, Spread(4.0, math.inf))
     assert test.reach(1.0, 1) == pytest.approx(stats.norm.ppf(0.99) * 2 * math.sqrt(1 - 1 / 9))
     assert test.reach(1.0, 9) == 0
-    assert SequentialTest(9, 0.07).reach(1.0, 3) == pytest.approx(stats.t.ppf(0.99, 2) * math.sqrt(1 / 3 - 1 / 9))
-    assert SequentialTest(9, 0.07).reach(0.0, 1) == math.inf
+    assert SequentialTest(9, 7, 0.07).reach(1.0, 3) == pytest.approx(stats.t.ppf(0.99, 2) * math.sqrt(1 / 3 - 1 / 9))
+    assert SequentialTest(9, 7, 0.07).reach(0.0, 1) == math.inf
 
 
 def run(
@@ -38,7 +38,7 @@ def run(
 ) -> tuple[float, float]:
     """Share of stops that the whole budget contradicts, and mean number of draws."""
     draws = np.random.default_rng(seed).normal(mean, 1.0, (trials, total))
-    test = SequentialTest(total, error_rate, spread)
+    test = SequentialTest(total, total - 1, error_rate, spread)
     wrong, spent = 0, 0
     for row in draws:
         for n in range(1, total + 1):
@@ -68,3 +68,11 @@ def test_clear_questions_cost_less_and_knowledge_saves_more():
 def test_a_spread_that_is_none_is_refused():
     with pytest.raises(ValueRangeError, match="dof"):
         Spread(1.0, 0.0)
+
+
+def test_looks_grow_apart():
+    assert looks_at(1, 9) == (1, 2, 3, 4, 5, 6, 7, 8, 9)
+    assert looks_at(2, 20, 2) == (2, 4, 6, 8, 10, 12, 14, 16, 20)
+    assert looks_at(3, 3) == (3,) and looks_at(4, 2) == (2,)
+    many = looks_at(1, 1024)
+    assert many[-1] == 1024 and len(many) < 40 and sum(many) < 6 * 1024

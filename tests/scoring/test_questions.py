@@ -215,3 +215,41 @@ def test_adaptive_answers_of_the_model(golden_model, cases):
     states = NoisedState(latents, torch.tensor([0.1, 0.5, 0.9]))
     reward = golden_model.score_state(states, golden_model.encode_prompts(["a cat"]))
     assert torch.allclose(reward.sigmas, states.sigma) and reward.spent.tolist() == [1, 1, 1]
+
+
+def test_a_dropped_candidate_never_leads_though_it_led_the_last_leader_at_first():
+    script = iter([torch.tensor([1.0, 0.8, -2.0]), torch.tensor([1.01, 0.81, 2.0])])
+    late = [torch.tensor([1.0, 6.0]) for _ in range(8)]
+
+    def scripted(reading: Reading) -> torch.Tensor:
+        if len(reading) == 6:
+            return torch.cat([next(script), next(script)])
+        return late.pop() if len(reading) == 2 else torch.full((len(reading),), 6.0)
+
+    ranking, _ = answer(asker().rank(candidates([1.0, 0.8, 0.0]), NoiseEnsemble((0.5,), Adaptive(9)), 0.0), scripted)
+    utility = ranking.reward.utility
+    survivors = (ranking.reward.spent == ranking.reward.spent.max()).nonzero()[:, 0]
+    assert utility[ranking.order[0]] == utility[survivors].max()
+
+
+def test_a_candidate_that_was_dropped_at_once_still_has_a_spread():
+    known = Calibration(levels=(CalibrationLevel(0.5, 0.0, 1.0, MarginSpread(1e-3, 50.0)),))
+    asked = candidates([0.0, 9.0, 9.0001])
+    ranking, _ = answer(asker(known).rank(asked, NoiseEnsemble((0.5,), Adaptive(9)), 0.0))
+    assert torch.isfinite(ranking.reward.utility_std).all() and torch.isfinite(ranking.reward.standard_error).all()
+
+
+def test_what_is_known_of_shared_noise_is_not_used_for_candidates_with_noise_of_their_own():
+    known = Calibration(levels=(CalibrationLevel(0.5, 0.0, 1.0, MarginSpread(1e-4, math.inf)),))
+    apart = candidates([2.0, 0.0], seed=(1, 2))
+    found, _ = answer(asker(known).compare(apart, NoiseEnsemble((0.5,), Adaptive(9)), 0.05))
+    assert found.spent >= 4
+
+
+def test_given_noise_is_a_single_draw():
+    latents = torch.zeros(1, *SHAPE)
+    asked = Candidates(
+        (Part(torch.arange(1), latents),), Conditioning(torch.zeros(1, 3, 4)), 0, torch.zeros_like(latents)
+    )
+    with pytest.raises(ShapeError, match="single draw, got draws=4"):
+        answer(asker().score(asked, NoiseEnsemble((0.5,), 4)))

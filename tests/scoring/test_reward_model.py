@@ -39,7 +39,7 @@ def test_the_ensemble_agrees_with_the_release(golden_model, golden_conditioning,
 
 
 def test_levels_snap_to_the_schedule_of_the_release(golden_model, cases):
-    levels = golden_model._levels(cases["table.u"].tolist())
+    levels = golden_model._snapped(cases["table.u"].tolist())
     assert torch.allclose(torch.tensor(levels), cases["table.sigma"], atol=1e-6)
 
 
@@ -89,7 +89,7 @@ def test_one_draw_states_the_spread_of_its_law(golden_model, golden_conditioning
 
 
 def test_a_state_is_scored_as_it_stands(golden_model, golden_conditioning, cases, latents):
-    sigma = golden_model._levels([0.4])[0]
+    sigma = golden_model._snapped([0.4])[0]
     state = golden_model.network.backbone.process.add_noise(latents, cases["0.noise"], torch.full((3,), sigma))
     scored = golden_model.score_state(state, golden_conditioning)
     added = golden_model.score(conditioning=golden_conditioning, latents=latents, noise=cases["0.noise"])

@@ -11,7 +11,7 @@ from dina_lrm.metrics.calibration import (
 )
 from dina_lrm.metrics.intervals import Estimate, cluster_index, clustered_mean, wilson_interval
 from dina_lrm.metrics.order import kendall_tau, kendall_tau_by_group
-from dina_lrm.metrics.sequential import SequentialTest, Spread, moderated, student_quantile
+from dina_lrm.metrics.sequential import SequentialTest, Spread, looks_at, moderated, student_quantile
 
 __all__ = [
     "Estimate",
@@ -26,6 +26,7 @@ __all__ = [
     "clustered_mean",
     "kendall_tau",
     "kendall_tau_by_group",
+    "looks_at",
     "moderated",
     "pair_credit",
     "reliability",

@@ -65,15 +65,17 @@ def moderated(spread: Spread | None, variance: float, count: int) -> tuple[float
 
 @dataclass(frozen=True)
 class SequentialTest:
-    """Of the mean over `total` draws, looked at after 1, 2, ... `total - 1` of them.
+    """Of the mean over `total` draws, looked at now and then before that.
 
     Attributes:
-        total: draws N of the whole budget, 2 or more.
+        total: draws N of the whole budget, 1 or more.
+        looks: how often it is looked at before all are drawn, at most.
         error_rate: probability, at most, that any look claims what the whole budget contradicts.
         spread: what was known of the variance of a draw.
     """
 
     total: int
+    looks: int
     error_rate: float
     spread: Spread | None = None
 
@@ -92,6 +94,23 @@ class SequentialTest:
         own, dof = moderated(self.spread, variance, count)
         if not dof:
             return math.inf
-        looks = max(1, self.total - (1 if self.spread else 2))
-        t = student_quantile(1 - self.error_rate / looks, dof)
+        t = student_quantile(1 - self.error_rate / max(1, self.looks), dof)
         return t * math.sqrt(own * (1 / count - 1 / self.total))
+
+
+def looks_at(first: int, total: int, step: int = 1) -> tuple[int, ...]:
+    """After how many draws to look: one by one while they are few, then a quarter more each time, and at the last.
+
+    Args:
+        first: draws before the first look.
+        total: draws of the whole budget.
+        step: draws come in so many at once; it divides `total`.
+
+    Returns:
+        Ascending numbers of draws that end with `total`.
+    """
+    looks = [min(first, total)]
+    while looks[-1] < total:
+        more = max(step, looks[-1] // 4 // step * step)
+        looks.append(min(looks[-1] + more, total))
+    return tuple(looks)

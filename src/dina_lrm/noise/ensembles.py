@@ -19,12 +19,13 @@ Fusion = Literal["mean", "tokens", "weighted"]
 class Adaptive:
     """Draw until the question is decided: a number of draws that the samples themselves settle.
 
-    A comparison or a ranking stops when the answer that all `max_draws` draws would give is known but for `error_rate`
-    (see `dina_lrm.metrics.sequential`), a score when its standard error is small enough.
+    A comparison or a ranking stops when it is known but for `error_rate` who leads by the mean of all `max_draws` draws
+    (see `dina_lrm.metrics.sequential`), or that the two are a tie by then; a score when its standard error is small enough,
+    widened by Student's t as long as the draws are few.
 
     Attributes:
         max_draws: the budget: draws of noise at every level.
-        error_rate: how often, at most, the answer may differ from that of the whole budget.
+        error_rate: how often, at most, the leader may be another than that of the whole budget.
         standard_error: of a score, in utility; needed for `score`, and read by it alone.
     """
 
@@ -33,8 +34,8 @@ class Adaptive:
     standard_error: float | None = None
 
     def __post_init__(self) -> None:
-        if self.max_draws < 2:
-            raise ValueRangeError(f"max_draws must be 2 or more, got {self.max_draws}")
+        if not isinstance(self.max_draws, int) or self.max_draws < 2:
+            raise ValueRangeError(f"max_draws must be a whole number of 2 or more, got {self.max_draws}")
         if not 0 < self.error_rate < 0.5:
             raise ValueRangeError(f"error_rate must lie between 0 and 0.5, got {self.error_rate:g}")
         if self.standard_error is not None and not self.standard_error > 0:
@@ -61,8 +62,8 @@ class NoiseEnsemble:
     def __post_init__(self) -> None:
         if not self.sigmas or not all(0 <= sigma <= 1 for sigma in self.sigmas):
             raise ValueRangeError(f"sigmas must be one or more levels in [0, 1], got {self.sigmas}")
-        if self.max_draws < 1:
-            raise ValueRangeError(f"draws must be 1 or more, got {self.draws}")
+        if not isinstance(self.draws, int | Adaptive) or self.max_draws < 1:
+            raise ValueRangeError(f"draws must be 1 or more, a whole number or Adaptive, got {self.draws}")
         if self.fusion not in get_args(Fusion):
             raise ConfigError(f"fusion must be one of {', '.join(get_args(Fusion))}, got {self.fusion!r}")
         if self.antithetic and self.max_draws % 2:

@@ -86,20 +86,24 @@ class Calibration:
         if grid != sorted(set(grid)):
             raise ValueRangeError(f"calibration levels must stand by ascending sigma, each once, got {grid}")
 
-    def __call__(self, utility: Tensor, sigmas: Sequence[float] | None = None) -> Tensor:
+    def __call__(
+        self, utility: Tensor, sigmas: Sequence[float] | None = None, weights: Sequence[float] | None = None
+    ) -> Tensor:
         """Utility to reward.
 
         Args:
             utility: any shape; of one request.
             sigmas: the levels that the request looked at; None for no level in particular.
+            weights: of each level in the utility, adding up to 1; None weighs them equally.
 
         Returns:
             Reward, same shape.
         """
         scale, shift = self.scale, self.shift
         if self.levels and sigmas:
-            spread = sum(self._at(sigma, lambda level: level.spread) for sigma in sigmas) / len(sigmas)
-            centre = sum(self._at(sigma, lambda level: level.centre) for sigma in sigmas) / len(sigmas)
+            shares = weights or [1 / len(sigmas)] * len(sigmas)
+            spread = sum(w * self._at(s, lambda level: level.spread) for s, w in zip(sigmas, shares, strict=True))
+            centre = sum(w * self._at(s, lambda level: level.centre) for s, w in zip(sigmas, shares, strict=True))
             scale, shift = 1 / spread, -centre / spread
         reward = scale * utility + shift
         return torch.sigmoid(reward) if self.kind == "logistic" else reward

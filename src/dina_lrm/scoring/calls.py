@@ -18,6 +18,7 @@ from torch import Tensor
 from dina_lrm.errors import ConfigError, DataError, ShapeError, ValueRangeError, WorkError
 from dina_lrm.images import to_rgb
 from dina_lrm.noise import Adaptive, Fusion, NoiseEnsemble
+from dina_lrm.scoring.arguments import pair_of
 from dina_lrm.scoring.protocol import Candidate, Images
 from dina_lrm.scoring.samples import Samples
 from dina_lrm.scoring.wire import (
@@ -163,7 +164,7 @@ def compare_call(
         seed: of the noise.
         tie_band: probabilities within so much of 1/2 are a tie.
     """
-    images, latents = _pair(*pair)
+    images, latents = pair_of(*pair)
     tensors = _of_one(prompt, conditioning, images, latents)
     request = _request(
         CompareRequest,
@@ -272,15 +273,6 @@ def _of_one(
 def _exact(tensor: Tensor) -> Tensor:
     """In a dtype that the wire has, without loss but of float64."""
     return tensor.float() if tensor.is_floating_point() and tensor.dtype not in AS_THEY_ARE else tensor
-
-
-def _pair(a: Candidate, b: Candidate) -> tuple[Images | None, Tensor | None]:
-    if not isinstance(a, Tensor) and not isinstance(b, Tensor):
-        return [a, b], None
-    if not isinstance(a, Tensor) or not isinstance(b, Tensor) or a.shape != b.shape or a.ndim < 3:
-        raise ShapeError("a and b must both be pictures, or tensors [c h w] of one shape")
-    both = torch.stack([a, b])
-    return (both, None) if len(a) == 3 else (None, both)
 
 
 def _without_gradient(name: str, tensor: Tensor) -> Tensor:

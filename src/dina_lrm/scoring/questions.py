@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dina_lrm.errors import ShapeError, ValueRangeError
-from dina_lrm.metrics import SequentialTest, Spread, moderated, student_quantile
+from dina_lrm.metrics import SequentialTest, Spread, looks_at, moderated, student_quantile
 from dina_lrm.noise import Adaptive, ForwardProcess, NoiseEnsemble
 from dina_lrm.preference import Calibration, Likelihood
 from dina_lrm.scoring.summary import Draws, Levels
@@ -150,6 +150,12 @@ class Candidates:
         return sum(len(part.places) for part in self.parts)
 
     @property
+    def shares_noise(self) -> bool:
+        """Whether all candidates meet the same noise."""
+        seeds = 1 if isinstance(self.seed, int) else len(set(self.seed))
+        return len(self.parts) == 1 and seeds == 1 and self.noise is None
+
+    @property
     def recorded_seed(self) -> int | tuple[int, ...] | None:
         """What the noise was drawn from; None if it was given."""
         return None if self.noise is not None else self.seed
@@ -192,7 +198,7 @@ class Asker:
         Raises:
             ValueRangeError: adaptive draws without a standard error to reach.
         """
-        levels = self._levels(ensemble)
+        levels = self._levels(candidates, ensemble)
         seen = Draws.none(len(candidates), ensemble)
         everyone = torch.arange(len(candidates))
         if not isinstance(ensemble.draws, Adaptive):
@@ -202,16 +208,16 @@ class Asker:
         elif ensemble.draws.standard_error is None:
             raise ValueRangeError("adaptive draws of a score need the standard_error that is to be reached, got none")
         else:
-            target = ensemble.draws.standard_error
-            # Three units, so that two that agree by luck do not pass for certainty.
-            stop = min(3 * ensemble.step, ensemble.max_draws)
-            open_ones, start = everyone, 0
-            while len(open_ones):
+            target, open_ones, start = ensemble.draws.standard_error, everyone, 0
+            for stop in looks_at(3 * ensemble.step, ensemble.max_draws, ensemble.step):
                 drawn = yield from self._draw(candidates, ensemble, levels, open_ones, start, stop)
-                seen = seen.more(open_ones, drawn)
-                start, stop = stop, min(stop + ensemble.step, ensemble.max_draws)
-                unsure = ~(seen.standard_error(levels)[open_ones.to(drawn.device)] <= target).cpu()
-                open_ones = open_ones[unsure] if start < ensemble.max_draws else open_ones[:0]
+                seen, start = seen.more(open_ones, drawn), stop
+                # Widened as an interval from so few draws is, so that some that agree by luck do not pass for certainty.
+                few = student_quantile(0.975, max(1, stop // ensemble.step - 1)) / student_quantile(0.975, math.inf)
+                reached = seen.standard_error(levels).cpu()[open_ones] * few <= target
+                open_ones = open_ones[~reached]
+                if not len(open_ones):
+                    break
         return self._reward(seen, levels, candidates)
 
     def state(self, state: NoisedState, conditioning: Conditioning) -> Question[Reward]:
@@ -220,11 +226,10 @@ class Asker:
         utility = yield Reading(state, conditioning, rows)
         spread = self.law.variance(state.sigma.float()).sqrt()
         one_level = bool((state.sigma == state.sigma[0]).all())
-        reward = torch.cat(
-            [self.calibration(utility[i : i + 1], (float(sigma),)) for i, sigma in enumerate(state.sigma)]
-        )
+        alike = [slice(None)] if one_level else [slice(i, i + 1) for i in range(len(state))]
+        reward = torch.cat([self.calibration(utility[some], (float(state.sigma[some][0]),)) for some in alike])
         return Reward(
-            reward=self.calibration(utility, (float(state.sigma[0]),)) if one_level else reward,
+            reward=reward,
             utility=utility,
             utility_std=spread,
             standard_error=spread,
@@ -243,27 +248,34 @@ class Asker:
         if len(candidates) != 2:
             raise ShapeError(f"a comparison is of two candidates, got {len(candidates)}")
         seen, levels, decided = yield from self._contest(candidates, ensemble, tie_band)
-        reward = self._reward(seen, levels, candidates)
-        return self._comparison(seen, levels, reward, (0, 1), tie_band, decided)
+        reward, spread = self._reward(seen, levels, candidates), self._spread(candidates, ensemble, levels)
+        return self._comparison(seen, levels, reward, (0, 1), tie_band, decided, spread)
 
     def rank(self, candidates: Candidates, ensemble: NoiseEnsemble, tie_band: float) -> Question[Ranking]:
         """All candidates in order; adaptive draws go to those that may still be the best."""
         seen, levels, decided = yield from self._contest(candidates, ensemble, tie_band)
-        reward = self._reward(seen, levels, candidates)
+        reward, spread = self._reward(seen, levels, candidates), self._spread(candidates, ensemble, levels)
         leader = self._leader(seen, levels)
         # On the draws that a candidate shares with the leader: means over different noise do not compare.
         deficit = torch.tensor([float(seen.margins(levels, place, leader).mean()) for place in range(len(candidates))])
-        order = tuple(deficit.argsort(descending=True, stable=True).tolist())
+        deficit[leader] = math.inf
+        order = deficit.argsort(descending=True, stable=True)
+        # Those that were dropped stand behind those that were not, the first of them last: what they lead by on the few
+        # draws that they have was lead over a leader of then.
+        order = order[seen.count[order].argsort(descending=True, stable=True)]
+        places = tuple(order.tolist())
         lead = None
-        if len(order) > 1:
-            lead = self._comparison(seen, levels, reward, (order[0], order[1]), tie_band, decided)
-        return Ranking(order, reward, lead, decided)
+        if len(places) > 1:
+            lead = self._comparison(seen, levels, reward, places[:2], tie_band, decided, spread)
+        return Ranking(places, reward, lead, decided)
 
     def probability(self, margin: Tensor, levels: Levels, draws: int) -> Tensor:
         """P(a preferred) for margins `[n]` that are means over so many draws of the levels."""
         return self.law.log_prob_of_mean(margin, levels.sigmas, levels.weights, draws).exp()
 
-    def _levels(self, ensemble: NoiseEnsemble) -> Levels:
+    def _levels(self, candidates: Candidates, ensemble: NoiseEnsemble) -> Levels:
+        if candidates.noise is not None and ensemble.max_draws != 1:
+            raise ShapeError(f"noise [b c h w] is a single draw, got draws={ensemble.draws}")
         return Levels.of(ensemble, self.levels(ensemble.sigmas), self.law)
 
     def _draw(
@@ -310,23 +322,25 @@ class Asker:
         """Draw until the best is known: those that it surely beats get no more draws."""
         if not 0 <= tie_band < 0.5:
             raise ValueRangeError(f"tie_band must be 0 or more and below 0.5, got {tie_band:g}")
-        levels = self._levels(ensemble)
+        levels = self._levels(candidates, ensemble)
         seen = Draws.none(len(candidates), ensemble)
         if not isinstance(ensemble.draws, Adaptive):
             everyone = torch.arange(len(candidates))
             drawn = yield from self._draw(candidates, ensemble, levels, everyone, 0, ensemble.draws)
             return seen.more(everyone, drawn), levels, True
-        spread = self._spread(ensemble, levels)
+        spread, step = self._spread(candidates, ensemble, levels), ensemble.step
+        looks = looks_at(step if spread else 2 * step, ensemble.max_draws, step)
         rivals = max(1, len(candidates) - 1)
-        test = SequentialTest(ensemble.max_draws // ensemble.step, ensemble.draws.error_rate / rivals, spread)
-        alive = torch.arange(len(candidates))
-        start, stop = 0, min(ensemble.max_draws, ensemble.step * (1 if spread else 2))
-        while True:
+        total = ensemble.max_draws // step
+        test = SequentialTest(total, len(looks) - 1, ensemble.draws.error_rate / rivals, spread)
+        alive, decided, start = torch.arange(len(candidates)), False, 0
+        for stop in looks:
             seen = seen.more(alive, (yield from self._draw(candidates, ensemble, levels, alive, start, stop)))
             alive, decided = self._survivors(seen, levels, test, alive, tie_band)
-            if decided or stop >= ensemble.max_draws:
-                return seen, levels, decided
-            start, stop = stop, stop + ensemble.step
+            start = stop
+            if decided:
+                break
+        return seen, levels, decided
 
     def _survivors(
         self, seen: Draws, levels: Levels, test: SequentialTest, alive: Tensor, tie_band: float
@@ -357,9 +371,9 @@ class Asker:
         mean = seen.utility(levels).detach().cpu()
         return int(torch.where(seen.alive(), mean, -math.inf).argmax())
 
-    def _spread(self, ensemble: NoiseEnsemble, levels: Levels) -> Spread | None:
-        """What calibration knows of a draw's margin; it was measured for single levels of plain draws."""
-        if ensemble.antithetic or ensemble.fusion == "tokens":
+    def _spread(self, candidates: Candidates, ensemble: NoiseEnsemble, levels: Levels) -> Spread | None:
+        """What calibration knows of a draw's margin: it was measured for plain draws that both candidates meet."""
+        if ensemble.antithetic or ensemble.fusion == "tokens" or not candidates.shares_noise:
             return None
         known = [self.calibration.margin_spread(sigma) for sigma in levels.sigmas]
         # Levels of a draw share their noise: as if wholly correlated, the sum of their deviations.
@@ -368,17 +382,23 @@ class Asker:
         return Spread(deviation**2, dof) if all(known) else None
 
     def _comparison(
-        self, seen: Draws, levels: Levels, reward: Reward, pair: tuple[int, int], tie_band: float, decided: bool
+        self,
+        seen: Draws,
+        levels: Levels,
+        reward: Reward,
+        pair: tuple[int, ...],
+        tie_band: float,
+        decided: bool,
+        spread: Spread | None,
     ) -> Comparison:
         a, b = pair
-        units = seen.units(seen.margins(levels, a, b)).double().cpu()
+        units = seen.units(seen.margins(levels, a, b)).cpu().double()
         mean, count = units.mean(), len(units)
-        spread = self._spread(seen.ensemble, levels)
         variance, dof = moderated(spread, float(units.var()) if count > 1 else 0.0, count)
         if dof:
             error = student_quantile(0.975, dof) * math.sqrt(variance / count)
         else:
-            error = student_quantile(0.975, math.inf) * math.sqrt(2 * levels.mean_variance)
+            error = student_quantile(0.975, math.inf) * math.sqrt(2) * levels.deviation
         points = torch.stack([mean, mean - error, mean + error])
         probability, low, high = self.probability(points, levels, count * seen.ensemble.step).tolist()
         return Comparison(
@@ -395,7 +415,7 @@ class Asker:
     def _reward(self, seen: Draws, levels: Levels, candidates: Candidates) -> Reward:
         utility = seen.utility(levels)
         return Reward(
-            reward=self.calibration(utility, levels.sigmas),
+            reward=self.calibration(utility, levels.sigmas, levels.weights),
             utility=utility,
             utility_std=seen.utility_std(levels),
             standard_error=seen.standard_error(levels),

@@ -17,13 +17,14 @@ from dina_lrm.errors import ShapeError, ValueRangeError
 from dina_lrm.images import group_by_size
 from dina_lrm.noise import Adaptive, Fusion, NoiseEnsemble
 from dina_lrm.preference import Calibration, Likelihood
+from dina_lrm.scoring.arguments import levels_of, pair_of, seeds_of
 from dina_lrm.scoring.chunks import in_chunks
+from dina_lrm.scoring.protocol import Images
 from dina_lrm.scoring.questions import Asker, Candidates, Part, Question, Reading, answer_all
 from dina_lrm.scoring.reader import read
 from dina_lrm.types import Comparison, Conditioning, Features, NoisedState, Ranking, Reward, check_finite
 
 T = TypeVar("T")
-Images = Sequence[Image.Image] | Tensor
 FEWEST_STATES = 4  # in one forward where nobody said how many: an ensemble of one sample
 TIE_BAND = 0.05
 
@@ -38,7 +39,6 @@ class RewardModel:
         config: what the model folder says.
         likelihood: law of choice that turns utilities into probabilities.
         calibration: utility to reward.
-        asker: makes questions in the terms of this model, for whoever joins the readings of many of them.
     """
 
     def __init__(self, loaded: LoadedModel) -> None:
@@ -46,7 +46,6 @@ class RewardModel:
         self.config: ModelConfig = loaded.config
         self.likelihood: Likelihood = loaded.config.likelihood.build()
         self.calibration: Calibration = loaded.config.calibration.build()
-        self.asker = self._asker()
 
     @classmethod
     def from_pretrained(
@@ -179,7 +178,7 @@ class RewardModel:
             raise ValueRangeError(
                 f"max_batch_size must be 1 or more and stand without memory_budget, got {max_batch_size} and {memory_budget}"
             )
-        ensemble = NoiseEnsemble(tuple(float(s) for s in sigmas), draws, fusion, antithetic)
+        ensemble = NoiseEnsemble(levels_of(sigmas), draws, fusion, antithetic)
         candidates = self.candidates(
             prompts=prompts,
             conditioning=conditioning,
@@ -227,6 +226,7 @@ class RewardModel:
         antithetic: bool = False,
         seed: int = 0,
         tie_band: float = TIE_BAND,
+        max_batch_size: int | None = None,
     ) -> Comparison:
         """Probability that a is preferred to b, by the model's law of choice.
 
@@ -246,15 +246,16 @@ class RewardModel:
             antithetic: as in `score`.
             seed: of the noise.
             tie_band: probabilities within so much of 1/2 are called a tie.
+            max_batch_size: most states in one forward pass; None takes 4.
 
         Raises:
             ShapeError: a and b are not of one form.
         """
-        ensemble = NoiseEnsemble(tuple(float(s) for s in sigmas), draws, fusion, antithetic)
-        images, latents = _pair(a, b)
+        ensemble = NoiseEnsemble(levels_of(sigmas), draws, fusion, antithetic)
+        images, latents = pair_of(a, b)
         candidates = self._of_one_prompt(prompt, conditioning, images, latents, seed)
         with torch.no_grad():
-            return self.answer(self.asker.compare(candidates, ensemble, tie_band))
+            return self.answer(self.asker.compare(candidates, ensemble, tie_band), max_batch_size)
 
     def rank(
         self,
@@ -269,16 +270,19 @@ class RewardModel:
         antithetic: bool = False,
         seed: int = 0,
         tie_band: float = TIE_BAND,
+        max_batch_size: int | None = None,
     ) -> Ranking:
         """Order candidates for one prompt, best first; arguments as in `score` and `compare`.
 
         Those of one size meet the same noise. Adaptive draws go to candidates that may still be the best: those that one
         surely beats are drawn no more, so their rewards rest on fewer draws.
         """
-        ensemble = NoiseEnsemble(tuple(float(s) for s in sigmas), draws, fusion, antithetic)
+        ensemble = NoiseEnsemble(levels_of(sigmas), draws, fusion, antithetic)
         candidates = self._of_one_prompt(prompt, conditioning, images, latents, seed)
         with torch.no_grad():
-            return self.answer(self.asker.rank(candidates, ensemble, tie_band))
+            return self.answer(
+                self.asker.rank(candidates, ensemble, tie_band), max_batch_size or max(FEWEST_STATES, len(candidates))
+            )
 
     def best_of(
         self,
@@ -291,7 +295,10 @@ class RewardModel:
         sigmas: Sequence[float] = (0.4,),
         draws: int | Adaptive = 1,
         fusion: Fusion = "mean",
+        antithetic: bool = False,
         seed: int = 0,
+        tie_band: float = TIE_BAND,
+        max_batch_size: int | None = None,
     ) -> Ranking:
         """The `k` best of the candidates, best first: a ranking whose order is cut; arguments as in `rank`.
 
@@ -306,7 +313,10 @@ class RewardModel:
             sigmas=sigmas,
             draws=draws,
             fusion=fusion,
+            antithetic=antithetic,
             seed=seed,
+            tie_band=tie_band,
+            max_batch_size=max_batch_size,
         )
         if not 1 <= k <= len(ranking.order):
             raise ValueRangeError(f"k must lie in 1..{len(ranking.order)}, the number of candidates, got {k}")
@@ -335,7 +345,7 @@ class RewardModel:
         """
         parts = self._parts(images, latents, max_batch_size)
         count = sum(len(part.places) for part in parts)
-        seeds = seed if isinstance(seed, int) else tuple(int(one) for one in seed)
+        seeds = seeds_of(seed)
         if not isinstance(seeds, int) and len(seeds) != count:
             raise ShapeError(f"{count} samples need one seed or {count}, got {len(seeds)}")
         if noise is not None:
@@ -389,9 +399,11 @@ class RewardModel:
         """
         return read(self.network, reading, max_batch_size or len(reading.rows), gradient_checkpointing)
 
-    def _asker(self) -> Asker:
+    @property
+    def asker(self) -> Asker:
+        """Makes questions in the terms of this model, for whoever joins the readings of many of them."""
         scoring = self.config.scoring
-        levels = self._levels if scoring.snap_to_schedule else list
+        levels = self._snapped if scoring.snap_to_schedule else list
         law = self.calibration.law(self.likelihood)
         return Asker(self.network.backbone.process, law, self.calibration, levels, scoring.add_noise)
 
@@ -399,7 +411,7 @@ class RewardModel:
     def _schedule(self) -> Tensor:
         return self.network.backbone.schedule_sigmas()
 
-    def _levels(self, sigmas: Sequence[float]) -> list[float]:
+    def _snapped(self, sigmas: Sequence[float]) -> list[float]:
         """The nearest levels of the base scheduler's table."""
         table = self._schedule
         return [float(table[(table - sigma).abs().argmin()]) for sigma in sigmas]
@@ -432,6 +444,8 @@ class RewardModel:
         seed: int,
     ) -> Candidates:
         prompts = None if prompt is None else [prompt]
+        if conditioning is not None and len(conditioning) != 1:
+            raise ShapeError(f"candidates are compared under one prompt, got {len(conditioning)}")
         with torch.no_grad():
             return self.candidates(
                 prompts=prompts, conditioning=conditioning, images=images, latents=latents, seed=seed
@@ -474,13 +488,3 @@ class RewardModel:
         return in_chunks(
             len(pixels), size, lambda part: self.encode_images(pixels[part]), lambda parts: torch.cat(list(parts))
         )
-
-
-def _pair(a: Image.Image | Tensor, b: Image.Image | Tensor) -> tuple[Images | None, Tensor | None]:
-    """Two of one form as images or latents."""
-    if not isinstance(a, Tensor) and not isinstance(b, Tensor):
-        return [a, b], None
-    if not isinstance(a, Tensor) or not isinstance(b, Tensor) or a.shape != b.shape or a.ndim < 3:
-        raise ShapeError("a and b must both be pictures, or tensors [c h w] of one shape")
-    both = torch.stack([a, b])
-    return (both, None) if len(a) == 3 else (None, both)

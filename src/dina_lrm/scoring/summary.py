@@ -35,9 +35,9 @@ class Levels:
         return Levels(tuple(sigmas), tuple(w / sum(raw) for w in raw), tuple(variances))
 
     @property
-    def mean_variance(self) -> float:
-        """Weighted mean of the variances."""
-        return sum(w * v for w, v in zip(self.weights, self.variances, strict=True))
+    def deviation(self) -> float:
+        """Of a mean over the levels of one draw, by the law: they share their noise, as if wholly correlated."""
+        return sum(w * math.sqrt(v) for w, v in zip(self.weights, self.variances, strict=True))
 
 
 @dataclass(frozen=True)
@@ -90,11 +90,10 @@ class Draws:
     def utility_std(self, levels: Levels) -> Tensor:
         """Spread over draws and levels `[b]`; the law's where there is but one."""
         values = self.values.detach().flatten(1)
-        if values.shape[1] == 1:
-            return values.new_full((len(values),), math.sqrt(levels.mean_variance))
         count = (~values.isnan()).sum(dim=1)
         centred = torch.nan_to_num(values - values.nanmean(dim=1, keepdim=True))
-        return (centred.square().sum(dim=1) / (count - 1)).sqrt()
+        measured = (centred.square().sum(dim=1) / (count - 1).clamp(min=1)).sqrt()
+        return torch.where(count > 1, measured, levels.deviation)
 
     def standard_error(self, levels: Levels) -> Tensor:
         """Of `utility` over noise `[b]`: from the draws where there are two that are independent, else from the law.
@@ -104,10 +103,9 @@ class Draws:
         """
         units = self.units(self.by_draw(levels).detach())
         count = (self.count // self.ensemble.step).to(units.device)
-        stated = math.sqrt(sum((w**2) * v for w, v in zip(levels.weights, levels.variances, strict=True)))
         centred = torch.nan_to_num(units - units.nanmean(dim=1, keepdim=True))
         measured = (centred.square().sum(dim=1) / (count - 1).clamp(min=1) / count.clamp(min=1)).sqrt()
-        return torch.where(count > 1, measured, stated)
+        return torch.where(count > 1, measured, levels.deviation)
 
     def margins(self, levels: Levels, a: int, b: int) -> Tensor:
         """Utility of a less utility of b on each draw that both have `[n]`."""
