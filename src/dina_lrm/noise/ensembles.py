@@ -15,6 +15,10 @@ from dina_lrm.noise.draws import seeded_noise
 Fusion = Literal["mean", "tokens", "weighted"]
 
 
+def _is_whole(number: object) -> bool:
+    return isinstance(number, int)
+
+
 @dataclass(frozen=True)
 class Adaptive:
     """Draw until the question is decided: a number of draws that the samples themselves settle.
@@ -34,7 +38,7 @@ class Adaptive:
     standard_error: float | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.max_draws, int) or self.max_draws < 2:
+        if not _is_whole(self.max_draws) or self.max_draws < 2:
             raise ValueRangeError(f"max_draws must be a whole number of 2 or more, got {self.max_draws}")
         if not 0 < self.error_rate < 0.5:
             raise ValueRangeError(f"error_rate must lie between 0 and 0.5, got {self.error_rate:g}")
@@ -62,7 +66,7 @@ class NoiseEnsemble:
     def __post_init__(self) -> None:
         if not self.sigmas or not all(0 <= sigma <= 1 for sigma in self.sigmas):
             raise ValueRangeError(f"sigmas must be one or more levels in [0, 1], got {self.sigmas}")
-        if not isinstance(self.draws, int | Adaptive) or self.max_draws < 1:
+        if not _is_whole(self.max_draws) or self.max_draws < 1:
             raise ValueRangeError(f"draws must be 1 or more, a whole number or Adaptive, got {self.draws}")
         if self.fusion not in get_args(Fusion):
             raise ConfigError(f"fusion must be one of {', '.join(get_args(Fusion))}, got {self.fusion!r}")
