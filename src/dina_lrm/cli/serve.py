@@ -71,7 +71,7 @@ def serve(
     ] = None,
     votes: Annotated[
         Path | None,
-        typer.Option("--votes", metavar="FILE", help=f"Where votes are kept. [default: {VOTES} in the arena]"),
+        typer.Option("--votes", metavar="FILE", help=f"Where votes are kept. [default: FOLDER.{VOTES}]"),
     ] = None,
 ) -> None:
     """Serve rewards over HTTP, with a page at `/`; it logs JSON lines on stderr and ends gracefully on SIGTERM."""
@@ -145,11 +145,11 @@ def open_arena(folder: Path, votes: Path | None) -> Arena:
 
     Args:
         folder: of candidates.
-        votes: an SQLite file; None keeps it in the folder.
+        votes: an SQLite file; None keeps it beside the folder, which holds nothing but what its writer put there.
 
     Returns:
         The arena, opened.
     """
     from dina_lrm.serve.arena import Arena
 
-    return Arena.open(folder, votes or folder / VOTES)
+    return Arena.open(folder, votes or folder.absolute().parent / f"{folder.absolute().name}.{VOTES}")

@@ -57,7 +57,7 @@ class FleetSettings(Config):
     num_cpus: float = Field(1.0, gt=0)
     max_batch_size: int = Field(8, ge=1)
     max_wait_ms: float = Field(10.0, ge=0)
-    max_queue: int = Field(1024, ge=1)
+    max_queue: int = Field(512, ge=1)
     no_auth: bool = False
 
     def source(self) -> ModelSource:

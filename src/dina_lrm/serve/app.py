@@ -75,10 +75,10 @@ def create_app(
         for name, load in (sources or {}).items():
             pool.load(name, load)
         yield
-        await pool.close()
-        desk.close()
         if arena is not None:
             arena.close()
+        await pool.close()
+        desk.close()
 
     app = _Guarded(
         title="DiNa-LRM",
