@@ -66,8 +66,10 @@ class NoiseEnsemble:
     def __post_init__(self) -> None:
         if not self.sigmas or not all(0 <= sigma <= 1 for sigma in self.sigmas):
             raise ValueRangeError(f"sigmas must be one or more levels in [0, 1], got {self.sigmas}")
-        if not _is_whole(self.max_draws) or self.max_draws < 1:
-            raise ValueRangeError(f"draws must be 1 or more, a whole number or Adaptive, got {self.draws}")
+        if not _is_whole(self.max_draws):
+            raise ValueRangeError(f"draws must be a whole number or Adaptive, got {self.draws}")
+        if self.max_draws < 1:
+            raise ValueRangeError(f"draws must be 1 or more, got {self.draws}")
         if self.fusion not in get_args(Fusion):
             raise ConfigError(f"fusion must be one of {', '.join(get_args(Fusion))}, got {self.fusion!r}")
         if self.antithetic and self.max_draws % 2:
