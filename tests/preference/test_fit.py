@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dina_lrm.errors import DataError, ShapeError, ValueRangeError
 from dina_lrm.preference.fit import (
+    MOST_DOF,
     HeldOut,
     fit_calibration,
     fit_law,
@@ -122,6 +123,14 @@ def test_pairs_that_are_alike_have_one_spread() -> None:
     found = fit_margin_spread(margin)
     assert found.dof > 30 and found.variance == pytest.approx(4, rel=0.1)
     assert fit_margin_spread(torch.ones(10, 4)).variance == 0
+
+
+def test_no_spread_is_taken_for_certain() -> None:
+    """What other pairs did must give way to enough draws of a new one."""
+    g = torch.Generator().manual_seed(0)
+    noise = torch.randn(4000, 4, generator=g, dtype=torch.float64)
+    for margin in (torch.ones(10, 4), noise[:3], noise / noise.std(dim=1, keepdim=True), noise):
+        assert fit_margin_spread(margin).dof <= MOST_DOF < math.inf
 
 
 def test_the_spread_needs_four_draws() -> None:

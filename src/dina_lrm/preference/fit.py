@@ -32,6 +32,9 @@ __all__ = [
 FEWEST_PAIRS = 50
 FEWEST_PROMPTS = 5
 FEWEST_DRAWS = 4  # to measure how margins move over them
+MOST_DOF = (
+    1000.0  # so many draws of one pair outweigh what was known before: no knowledge of others is certain of a new one
+)
 MOST_REFERENCES = 1000  # candidates that each other one is held against for the logistic map
 _STEPS, _TOLERANCE = 60, 1e-8
 
@@ -204,21 +207,21 @@ def fit_margin_spread(margin: Tensor) -> MarginSpread:
         margin: `[m draws]`, two draws or more, not all equal.
 
     Returns:
-        s0^2 and d0; d0 is infinite where the pairs differ by no more than chance.
+        s0^2 and d0; d0 is at most `MOST_DOF`, which it is where the pairs differ by no more than chance.
     """
     dof = margin.shape[1] - 1
     variance = margin.var(dim=1)
     variance = variance[variance > 0]
     if not len(variance):
-        return MarginSpread(0.0, math.inf)
+        return MarginSpread(0.0, MOST_DOF)
     half = torch.tensor(dof / 2, dtype=torch.float64)
     logs = variance.double().log() - torch.special.digamma(half) + half.log()
     excess = float(logs.var() - torch.special.polygamma(1, half)) if len(logs) > 1 else 0.0
     if excess <= 0:
-        return MarginSpread(float(logs.mean().exp()), math.inf)
+        return MarginSpread(float(logs.mean().exp()), MOST_DOF)
     prior = _inverse_trigamma(excess)
     shift = torch.special.digamma(torch.tensor(prior, dtype=torch.float64)) - math.log(prior)
-    return MarginSpread(float((logs.mean() + shift).exp()), 2 * prior)
+    return MarginSpread(float((logs.mean() + shift).exp()), min(2 * prior, MOST_DOF))
 
 
 def fit_calibration(pairs: HeldOut, kind: RewardKind = "affine") -> Calibration:
