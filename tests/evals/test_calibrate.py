@@ -74,7 +74,6 @@ def test_rewards_of_a_calibrated_model_are_standardised_and_keep_the_order(
     fresh = voted_model()
     plain = fresh.score(prompts=["thing 0"], latents=data.latents(range(96)), sigmas=(0.3,), draws=4)
     fresh.calibration = report.calibration.build()
-    fresh.asker = fresh._asker()
     reward = fresh.score(prompts=["thing 0"], latents=data.latents(range(96)), sigmas=(0.3,), draws=4).reward
     assert torch.equal(reward.argsort(), plain.utility.argsort())
     assert abs(float(reward.mean())) < 1 and 0.3 < float(reward.std()) < 3

@@ -6,7 +6,6 @@ import asyncio
 import copy
 import json
 import math
-from dataclasses import replace
 
 import httpx2
 import pytest
@@ -81,7 +80,7 @@ async def test_a_score_is_the_local_utility(golden_model, cases) -> None:
 @in_loop
 async def test_the_score_is_raw_whatever_the_calibration(golden_model, cases) -> None:
     model = copy.copy(golden_model)
-    model.asker = replace(golden_model.asker, calibration=Calibration(0.1, 1.0))
+    model.calibration = Calibration(0.1, 1.0)
     async with serving(model) as client:
         response = await post(client, safetensors.torch.save(tensors(cases, seeds=torch.tensor([3]))))
     utility = local(golden_model, cases, 0, 0.4, 3)
