@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import weakref
 
 import pytest
 
@@ -119,6 +121,18 @@ async def test_unloading_finishes_what_was_accepted_and_the_next_model_becomes_t
     with pytest.raises(UnknownModelError):
         pool.engine("first")
     await pool.close()
+
+
+@in_loop
+async def test_an_unloaded_model_leaves_memory_and_a_loaded_one_is_not_looked_through_again(pool):
+    await pool.load("first", FakeModel)
+    assert gc.get_freeze_count() > 10_000
+    gone = weakref.ref(pool.engine().model)
+    gone().itself = gone()  # as modules and their hooks hold each other
+    await pool.unload("first")
+    assert gone() is None
+    await pool.close()
+    gc.unfreeze()
 
 
 @in_loop
