@@ -14,6 +14,7 @@ alone. Loads are closed loops (a client asks again when it has its answer) but f
 from __future__ import annotations
 
 import asyncio
+import gc
 import re
 import statistics
 import tempfile
@@ -108,6 +109,8 @@ def main(quick: bool = True) -> list[Row]:
         rows: list[Row] = []
         with tempfile.TemporaryDirectory() as folder:
             for bench in _benches():
+                gc.collect()
+                gc.freeze()  # the clients' own pauses are not the server's
                 rows += _rows(bench, Path(folder) / f"{bench.name}.log", quick)
             if not quick:
                 torch.set_num_threads(threads)
