@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dina_lrm.checkpoint import CalibrationConfig, LevelCalibrationConfig, calibrated_copy
 from dina_lrm.data import Candidate, PreferencePair, write_preference_data
 from tests.golden_fixtures import PUBLISHED
 
@@ -24,6 +25,15 @@ def test_info_of_a_model(dina, model: Path) -> None:
     assert row["backbone"]["image_taps"] == [1, 2, 4]
     text = dina("info", model).out
     assert "  image_taps: 1, 2, 4\n" in text and "signature: none" in text
+
+
+def test_info_of_a_calibration_without_parameters(dina, model: Path, tmp_path: Path) -> None:
+    """A single level tells no two parameters."""
+    level = LevelCalibrationConfig(sigma=0.3, centre=1.0, spread=2.0, deviation=0.5, settled_deviation=0.4)
+    calibrated_copy(model, tmp_path / "copy", CalibrationConfig(fitted_on="x", levels=(level,)))
+    ran = dina("info", tmp_path / "copy")
+    assert ran.status == 0, ran.err
+    assert "sigma 0.3: reward (utility - 1) / 2" in ran.out and "clean_variance" not in ran.out
 
 
 def test_info_of_nothing(dina, tmp_path: Path) -> None:

@@ -142,6 +142,23 @@ def test_a_source_without_a_sound_pair(
         encode(pairs, EncodingSettings(max_errors=99))
 
 
+def test_two_pictures_of_one_name_are_two(encode: Callable[..., Any], pictures: list[Picture], tmp_path: Path) -> None:
+    """Two tables in two folders may both have an `img/a.png`."""
+    a, b = (Picture("img/a.png", pictures[i].file) for i in (0, 1))
+    other = Picture("img/b.png", pictures[2].file)
+    report = encode([SourcePair("one", a, other, 1, 0), SourcePair("two", b, other, 1, 0)])
+    data = PreferenceData.open(tmp_path / "out")
+    assert report.pictures == 3
+    assert data.pairs("train").chosen == ["img/a.png", "img/a.png (2)"]
+    assert data.pairs("train").chosen_row.tolist() == [0, 2]
+
+
+def test_one_picture_spelled_in_two_ways_is_one(encode: Callable[..., Any], pictures: list[Picture]) -> None:
+    a, b = pictures[:2]
+    again = Picture("again", a.file.parent / ".." / a.file.parent.name / a.file.name)
+    assert encode([SourcePair("one", a, b, 1, 0), SourcePair("two", again, b, 1, 0)]).pictures == 2
+
+
 def test_prompts_are_held_out_by_their_words(encode: Callable[..., Any], pictures: list[Picture]) -> None:
     source = [SourcePair(f"prompt {i}", *pictures[:2], 1, 0) for i in range(200)]
     counts = encode(source, EncodingSettings(held_out=0.25)).pairs

@@ -11,6 +11,7 @@ from dina_lrm.data import PreferenceData
 from dina_lrm.errors import DataError, ValueRangeError
 from dina_lrm.evals import CalibrationReport, CalibrationSettings, calibrate, check_latent_space, held_out_pairs
 from dina_lrm.scoring import RewardModel
+from tests.evals.elsewhere import answered_elsewhere
 from tests.evals.voted import DEVIATION, voted_folder, voted_model
 
 SETTINGS = CalibrationSettings(sigmas=(0.2, 0.3, 0.5, 0.7), draws=4)
@@ -99,6 +100,15 @@ def test_killed_work_goes_on(
     again = held_out_pairs(model, data, SETTINGS, work, quiet=True)
     assert calls[0] == 3 and not work.exists()
     assert torch.equal(again.utility, whole.utility) and torch.equal(again.target, whole.target)
+
+
+def test_parts_of_another_device_go_with_those_on_disk(
+    model: RewardModel, data: PreferenceData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = held_out_pairs(model, data, SETTINGS, quiet=True)
+    monkeypatch.setattr(model, "score", answered_elsewhere(model.score))
+    found = held_out_pairs(model, data, SETTINGS, quiet=True)
+    assert type(found.utility) is torch.Tensor and torch.equal(found.utility, whole.utility)
 
 
 def test_latents_of_another_space_are_refused_and_both_are_named(model: RewardModel, data: PreferenceData) -> None:

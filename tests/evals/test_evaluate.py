@@ -20,6 +20,7 @@ from dina_lrm.evals import (
     score_views,
     sigma_profile,
 )
+from tests.evals.elsewhere import answered_elsewhere
 
 
 def test_a_model_that_knows_the_truth(folder, model):
@@ -30,6 +31,11 @@ def test_a_model_that_knows_the_truth(folder, model):
     assert (card.pairs, card.vote_ties, card.predicted_ties) == (36, 6, 0)
     assert (card.accuracy.pairs, card.oracle_accuracy.pairs, card.accuracy.prompts) == (30, 36, 6)
     assert (card.prompts, card.candidates) == (6, 24)
+
+
+def test_answers_of_another_device(folder, model, monkeypatch):
+    monkeypatch.setattr(model, "score", answered_elsewhere(model.score))
+    assert evaluate(model, folder, "test").accuracy.value == 1.0
 
 
 def test_a_model_that_has_it_backwards(folder, model):

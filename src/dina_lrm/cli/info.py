@@ -31,11 +31,15 @@ def _for_people(values: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(found, dict) or not found.get("levels"):
         return values
     law = found["parameters"]
+    parameters = {
+        told: f"{law[name]:.3g} +- {law[f'{name}_error']:.2g}"
+        for told, name in (("k", "scale"), ("clean_variance", "min_variance"))
+        if law
+    }
     short = {
         name: found[name] for name in ("fitted_on", "pairs", "prompts", "draws", "seed", "kind", "disagreement")
     } | {
-        "k": f"{law['scale']:.3g} +- {law['scale_error']:.2g}",
-        "clean_variance": f"{law['min_variance']:.3g} +- {law['min_variance_error']:.2g}",
+        **parameters,
         "levels": {
             f"sigma {level['sigma']:g}": f"reward {'logit ' if found['kind'] == 'logistic' else ''}"
             f"(utility - {level['centre']:.4g}) / {level['spread']:.4g}, variance {level['deviation'] ** 2 / 2:.4g}"

@@ -11,7 +11,7 @@ import io
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +150,7 @@ def encode_preferences(
     if side < 1 or side % backbone.image_multiple:
         raise ValueRangeError(f"side must be a multiple of {backbone.image_multiple} for this base, got {side}")
     report = EncodingReport(folder)
-    pairs = _sound_pairs(source, report, settings.max_errors)
+    pairs = _told_apart(_sound_pairs(source, report, settings.max_errors))
     pictures = _pictures(pairs)
     work = _Work.open(backbone, folder, pictures, side, settings)
     rows = work.encode(backbone, report, quiet)
@@ -185,6 +185,24 @@ def _sound_pairs(source: Iterable[SourcePair | BadRow], report: EncodingReport, 
     return pairs
 
 
+def _told_apart(pairs: Iterable[SourcePair]) -> list[SourcePair]:
+    """The same comparisons with one record a picture, whose name no other picture has."""
+    known: dict[object, Picture] = {}
+    taken: Counter[str] = Counter()
+
+    def only(picture: Picture) -> Picture:
+        if picture.key not in known:
+            name = picture.name
+            while taken[name]:
+                taken[picture.name] += 1
+                name = f"{picture.name} ({taken[picture.name]})"
+            taken[name] = 1
+            known[picture.key] = replace(picture, name=name)
+        return known[picture.key]
+
+    return [replace(pair, chosen=only(pair.chosen), rejected=only(pair.rejected)) for pair in pairs]
+
+
 def _pictures(pairs: Iterable[SourcePair]) -> list[Picture]:
     """Each picture once, in the order of the source."""
     return list({picture.name: picture for pair in pairs for picture in (pair.chosen, pair.rejected)}.values())
@@ -212,7 +230,9 @@ class _Work:
         digest = hashlib.sha256()
         for picture in pictures:
             facts = picture.file.stat()
-            digest.update(f"{picture.name}\0{picture.file}\0{facts.st_size}\0{facts.st_mtime_ns}\n".encode())
+            digest.update(
+                f"{picture.name}\0{picture.file}\0{picture.cell}\0{facts.st_size}\0{facts.st_mtime_ns}\n".encode()
+            )
         size = settings.part_size
         depends_on = {
             "pictures": digest.hexdigest(),

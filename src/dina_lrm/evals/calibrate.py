@@ -173,7 +173,7 @@ def held_out_pairs(
                     seed=[prompt_seed(view.prompts[i], settings.seed) for i in prompts.tolist()],
                     max_batch_size=settings.max_batch_size,
                 )
-                part = {"utility": answer.draws.double(), "sigmas": answer.sigmas.double()}
+                part = {"utility": answer.draws.cpu().double(), "sigmas": answer.sigmas.cpu().double()}
                 if parts is not None:
                     parts.put(number, part)
                 bar.advance()
@@ -186,7 +186,7 @@ def held_out_pairs(
         )
     if parts is not None:
         parts.remove()
-    utility = torch.cat([part["utility"] for part in found]).cpu().view(-1, settings.draws, levels)
+    utility = torch.cat([part["utility"] for part in found]).view(-1, settings.draws, levels)
     return HeldOut(read, utility, view.chosen, view.rejected, view.target, view.prompt_of_pair)
 
 

@@ -172,7 +172,7 @@ def _score(
             seed=[prompt_seed(own, seed) for _, own, _ in part],
             max_batch_size=max_batch_size,
         )
-        answers.append((answer.utility.double().cpu(), answer.reward.double().cpu()))
+        answers.append((answer.utility.cpu().double(), answer.reward.cpu().double()))
     utility, reward = zip(*answers, strict=True)
     return _Answers(torch.cat(utility), torch.cat(reward))
 

@@ -132,6 +132,17 @@ def test_pick_a_pic_keeps_its_pictures_in_the_table(write: Write) -> None:
     assert second.rejected.open().getpixel((0, 0)) == (255, 0, 0)
 
 
+def test_pictures_are_one_by_their_uid_or_by_their_place(write: Write) -> None:
+    row = {"caption": "p", "label_0": 1.0, "label_1": 0.0, "jpg_0": b"a", "jpg_1": b"b"}
+    with_uid = {**row, "image_0_uid": "u", "image_1_uid": "v"}
+    for rows, same in (([with_uid, with_uid], True), ([row, row], False)):
+        first, second = read_source(write("part.parquet", rows))
+        assert isinstance(first, SourcePair) and isinstance(second, SourcePair)
+        assert (first.chosen.key == second.chosen.key) is same
+    unnamed = next(iter(read_source(write("none.parquet", [{**row, "image_0_uid": None, "image_1_uid": None}]))))
+    assert isinstance(unnamed, SourcePair) and unnamed.chosen.name == "none-0-0"
+
+
 def test_a_cell_without_a_picture_is_told(write: Write) -> None:
     row = {"caption": "p", "label_0": 1.0, "label_1": 0.0, "image_0_uid": "u", "image_1_uid": "v"}
     path = write("part.parquet", [{**row, "jpg_0": b"no picture", "jpg_1": None}])

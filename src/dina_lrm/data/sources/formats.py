@@ -113,13 +113,10 @@ def read_pick_a_pic(row: Row, place: Place) -> Sequence[SourcePair]:
     votes = {(1.0, 0.0): (1, 0, 0), (0.0, 1.0): (0, 1, 0), (0.5, 0.5): (0, 0, 1)}.get(labels)
     if votes is None:
         raise DataError("labels must be 1 and 0, or 0.5 twice")
+    uids = [_text(row, f"image_{i}_uid", "") for i in (0, 1)]
     sides = [
-        Picture(
-            str(row.get(f"image_{i}_uid", f"{place.file.stem}-{place.row}-{i}")),
-            place.file,
-            Cell(place.row, f"jpg_{i}"),
-        )
-        for i in (0, 1)
+        Picture(uid or f"{place.file.stem}-{place.row}-{i}", place.file, Cell(place.row, f"jpg_{i}"), uid or None)
+        for i, uid in enumerate(uids)
     ]
     return [decided(row["caption"], sides[0], sides[1], votes)]
 

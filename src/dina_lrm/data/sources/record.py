@@ -39,14 +39,21 @@ class Picture:
     """Where the bytes of a picture lie; nothing is read until it is opened.
 
     Attributes:
-        name: tells it apart from all others of the source.
+        name: for people; two pictures of different folders may share one.
         file: the picture, or the parquet file that holds it.
         cell: its place in the parquet file.
+        uid: that the source itself tells it by, wherever it stands.
     """
 
     name: str
     file: Path
     cell: Cell | None = None
+    uid: str | None = None
+
+    @property
+    def key(self) -> tuple[str | Path, Cell | None]:
+        """What two pictures share that are one: the source's own uid, or else where the bytes lie."""
+        return (_resolved(self.file), self.cell) if self.uid is None else (self.uid, None)
 
     def open(self) -> Image.Image:
         """Read it whole, RGB.
@@ -126,13 +133,18 @@ def decided(
     for_a, for_b, tied = votes
     if not isinstance(prompt, str) or not prompt.strip():
         raise DataError("the prompt is empty or no text")
-    if a.name == b.name:
+    if a.key == b.key:
         raise DataError("a picture is compared with itself")
     if min(votes) < 0 or sum(votes) == 0:
         raise DataError("nobody voted, or votes are negative")
     if for_a >= for_b:
         return SourcePair(prompt, a, b, for_a, for_b, tied, split, kind)
     return SourcePair(prompt, b, a, for_b, for_a, tied, split, kind)
+
+
+@lru_cache(maxsize=65536)
+def _resolved(path: Path) -> Path:
+    return path.resolve()
 
 
 @lru_cache(maxsize=4)
