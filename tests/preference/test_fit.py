@@ -51,15 +51,30 @@ def test_the_law_that_made_the_votes_is_found() -> None:
     assert torch.tensor(law.single, dtype=torch.float64).numpy() == pytest.approx(deviations().numpy(), rel=0.08)
     assert law.settled == pytest.approx(law.single, rel=1e-6)
     found = fit_parameters(pairs)
+    assert found is not None
     assert abs(found.scale - SCALE) < 3 * found.scale_error < 0.5 * SCALE
     assert abs(found.min_variance - CLEAN) < 3 * found.min_variance_error < 0.5 * CLEAN
 
 
 def test_standard_errors_are_those_of_many_fits() -> None:
     fits = [fit_parameters(known(prompts=40, draws=1, seed=seed)) for seed in range(30)]
-    spread = torch.tensor([fit.scale for fit in fits]).std()
-    stated = torch.tensor([fit.scale_error for fit in fits]).mean()
+    spread = torch.tensor([fit.scale for fit in fits if fit]).std()
+    stated = torch.tensor([fit.scale_error for fit in fits if fit]).mean()
     assert float(stated / spread) == pytest.approx(1.0, abs=0.35)
+
+
+def at_level(pairs: HeldOut, *places: int) -> HeldOut:
+    sigmas = tuple(pairs.sigmas[place] for place in places)
+    return HeldOut(sigmas, pairs.utility[:, :, list(places)], *list(vars(pairs).values())[2:])
+
+
+def test_parameters_that_votes_do_not_tell_apart_are_not_told() -> None:
+    pairs = known(prompts=40)
+    assert fit_parameters(at_level(pairs, 1)) is None
+    assert fit_parameters(at_level(pairs, 0, 2)) is not None
+    # The noisiest level has the margins of the cleanest: k would have to be 0 or less.
+    backwards = changed(pairs, utility=pairs.utility.flip(2))
+    assert fit_parameters(backwards) is None
 
 
 def test_swapping_a_pair_changes_nothing() -> None:
@@ -157,6 +172,10 @@ def test_what_cannot_be_fitted_is_refused() -> None:
         fit_calibration(changed(pairs, target=torch.full_like(pairs.target, 0.5)))
     with pytest.raises(DataError, match="same utility"):
         fit_calibration(changed(pairs, utility=torch.ones_like(pairs.utility)))
+    by_prompt = pairs.prompt.repeat_interleave(2).double()[:, None, None].expand_as(pairs.utility)
+    for fit in (fit_calibration, fit_law):
+        with pytest.raises(DataError, match="two candidates of every pair the same utility"):
+            fit(changed(pairs, utility=by_prompt))
     with pytest.raises(DataError, match="do not follow"):
         fit_calibration(changed(pairs, target=1 - pairs.target))
     with pytest.raises(DataError, match="without an exception"):

@@ -37,6 +37,7 @@ MOST_DOF = (
 )
 MOST_REFERENCES = 1000  # candidates that each other one is held against for the logistic map
 _STEPS, _TOLERANCE = 60, 1e-8
+_SINGULAR = 1e-5  # curvature along one direction, of that along the other, which says nothing any more
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def check_sound(pairs: HeldOut) -> None:
     """Refuse pairs that no law can be fitted to.
 
     Raises:
-        DataError: too few pairs or prompts, nothing but ties, or utilities that tell nothing apart.
+        DataError: too few pairs or prompts, nothing but ties, or utilities that tell no pair apart.
     """
     prompts, decided = len(_numbered(pairs.prompt)[0]), int((pairs.target != 0.5).sum())
     if len(pairs) < FEWEST_PAIRS or prompts < FEWEST_PROMPTS:
@@ -136,11 +137,18 @@ def check_sound(pairs: HeldOut) -> None:
         raise DataError(
             f"a calibration needs pairs whose votes decide; {decided} of {len(pairs)} do, the others are ties"
         )
+    _check_told_apart(pairs)
+
+
+def _check_told_apart(pairs: HeldOut) -> None:
+    """Margins, not utilities: a model that reads nothing but the prompt differs from prompt to prompt."""
+    margin = pairs.margin
     for place, sigma in enumerate(pairs.sigmas):
-        level = pairs.utility[:, :, place]
-        if float(level.std()) <= 1e-6 * (1 + float(level.abs().max())):
+        largest = float(pairs.utility[:, :, place].abs().max())
+        if float(margin[:, :, place].square().mean().sqrt()) <= 1e-6 * (1 + largest):
             raise DataError(
-                f"at sigma {sigma:g} the model gives every candidate the same utility; it cannot be calibrated"
+                f"at sigma {sigma:g} the model gives the two candidates of every pair the same utility; it cannot be "
+                "calibrated"
             )
 
 
@@ -154,8 +162,10 @@ def fit_law(pairs: HeldOut) -> TabulatedThurstone:
         The law.
 
     Raises:
-        DataError: votes that go against the utilities, or that follow them without exception.
+        DataError: votes that go against the utilities, or that follow them without exception; utilities that tell no
+            pair apart.
     """
+    _check_told_apart(pairs)
     margin, target = pairs.margin, pairs.target
     single, settled = [], []
     for place, sigma in enumerate(pairs.sigmas):
@@ -170,7 +180,7 @@ def fit_law(pairs: HeldOut) -> TabulatedThurstone:
     return law if len(pairs.sigmas) == 1 else _with_disagreement(law, pairs)
 
 
-def fit_parameters(pairs: HeldOut) -> LawParameters:
+def fit_parameters(pairs: HeldOut) -> LawParameters | None:
     """K and the clean variance by maximum likelihood, jointly over all levels and draws.
 
     Standard errors are those of the sandwich over prompts (Huber 1967; Liang and Zeger 1986): pairs of one prompt, and all
@@ -180,8 +190,10 @@ def fit_parameters(pairs: HeldOut) -> LawParameters:
         pairs: held out.
 
     Returns:
-        The parameters; a scale of 0 where margins are worth no less under more noise.
+        The parameters; None where the votes do not tell the two apart: there is one level, or one of the two goes to 0.
     """
+    if len(pairs.sigmas) < 2:
+        return None
     margin, target = pairs.margin, pairs.target[:, None, None]
     squares = torch.tensor(pairs.sigmas, dtype=torch.float64).square()
 
@@ -190,6 +202,9 @@ def fit_parameters(pairs: HeldOut) -> LawParameters:
         return vote_loss(margin / (2 * variance).sqrt(), target).mean(dim=(1, 2))
 
     logs = _newton(loss, torch.tensor([0.0, -3.0], dtype=torch.float64))
+    bends = torch.linalg.eigvalsh(_bend(loss, logs)[2])
+    if float(bends[0]) <= _SINGULAR * float(bends[-1]):
+        return None
     values = logs.exp()
     errors = values * _sandwich(loss, logs, pairs.prompt).diagonal().clamp(min=0).sqrt()
     scale, clean = values.tolist()
