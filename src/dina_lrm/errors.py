@@ -10,6 +10,7 @@
     │   └── CheckpointError     a model folder is missing, corrupt, incomplete or not a model
     │       └── BaseMismatchError   the base pipeline is not the one the checkpoint was trained on
     └── WorkError               the work itself failed (diverged training, say): the command line exits 1
+        └── NoAnswerError           a server gave no answer within the time and the tries that were allowed
 
     PromptCutWarning            a UserWarning: a prompt is longer than the model reads, and what was cut
 
@@ -57,6 +58,10 @@ class BaseMismatchError(CheckpointError):
 
 class WorkError(DinaError, RuntimeError):
     """The work failed although its input was accepted."""
+
+
+class NoAnswerError(WorkError):
+    """A server gave no answer; asking it for less would not help."""
 
 
 class PromptCutWarning(UserWarning):

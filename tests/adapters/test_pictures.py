@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from dina_lrm.adapters.pictures import as_pictures
 from dina_lrm.errors import ShapeError, ValueRangeError
@@ -37,3 +38,14 @@ def test_floats_are_rounded_to_the_nearest_and_not_cut():
 def test_other_forms_are_refused_by_value(batch, error, message):
     with pytest.raises(error, match=message):
         as_pictures(batch)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
+def test_pictures_of_a_list_come_back_as_rgb_too(mode):
+    [picture] = as_pictures([Image.new(mode, (4, 4))])
+    assert picture.mode == "RGB"
+
+
+def test_transparency_becomes_white():
+    [picture] = as_pictures([Image.new("RGBA", (4, 4), (255, 0, 0, 0))])
+    assert picture.getpixel((0, 0)) == (255, 255, 255)

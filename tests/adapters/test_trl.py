@@ -97,3 +97,10 @@ def test_it_runs_inside_an_event_loop_too(model, pictures):
         return await asyncio.to_thread(grpo_reward(model), prompts=["a"] * 3, completions=pictures)
 
     assert None not in asyncio.run(main())
+
+
+def test_a_message_whose_key_for_a_picture_is_empty_is_read_on(model, pictures):
+    """Data sets give every message all keys, with None where it has nothing."""
+    filled = [{"role": "assistant", "image": None, "content": drawn(picture)[0]["content"]} for picture in pictures]
+    rewards = grpo_reward(model)(prompts=["a"] * 3, completions=[[one] for one in filled], **STATE)
+    assert None not in rewards

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import torch
 from dina_lrm.adapters import verl_omni
 from dina_lrm.adapters.asking import Asking
 from dina_lrm.adapters.verl_omni import compute_score, scorer
-from dina_lrm.errors import ConfigError, ImageError, ShapeError
+from dina_lrm.errors import ConfigError, ImageError, InputError, NoAnswerError, ShapeError, WorkError
 from tests.adapters.fake import FakeModel, brightness
 from tests.golden_fixtures import PIPELINE, PUBLISHED
 
@@ -25,11 +26,19 @@ def sample(solution_image, prompt="a", **extra_info):
         extra_info=extra_info,
         reward_router_address=None,
         reward_model_tokenizer=None,
+        model_name="judge",
+        sampling_params={"max_tokens": 4096},
     )
 
 
 def texts():
     return dict(prompt_embeds=torch.randn(5, 4), pooled_prompt_embeds=torch.randn(3))
+
+
+def artifacts(latents, layout="CHW"):
+    """Media by name, as newer versions of the trainer hand them over."""
+    spec = SimpleNamespace(modality="image", representation="latent", layout=layout)
+    return {"image_latent": SimpleNamespace(spec=spec, data=latents, context="rollout")}
 
 
 def ask(score, *samples):
@@ -39,11 +48,12 @@ def ask(score, *samples):
     return asyncio.run(main())
 
 
-@pytest.mark.parametrize("where", ["latents_clean", "solution_image", "batched"])
+@pytest.mark.parametrize("where", ["latents_clean", "media_artifacts", "solution_image", "batched"])
 def test_latents_are_found_where_the_rollout_left_them(model, where):
     latents, text = torch.randn(16, 8, 8), texts()
     given = {
         "latents_clean": sample(torch.rand(3, 64, 64), latents_clean=latents, **text),
+        "media_artifacts": sample(torch.rand(3, 64, 64), media_artifacts=artifacts(latents), **text),
         "solution_image": sample(latents, **text),
         "batched": sample(latents[None], **{name: value[None] for name, value in text.items()}),
     }[where]
@@ -142,7 +152,7 @@ def test_one_scorer_serves_one_loop_after_another(model, pictures):
 
 
 def test_a_configuration_names_the_model(golden_conditioning, golden_model, cases, monkeypatch):
-    monkeypatch.setattr(verl_omni, "_loaded", verl_omni._loaded.__wrapped__)
+    monkeypatch.setattr(verl_omni, "_scorers", {})
     given = sample(
         cases["0.latents"][0],
         prompt_embeds=golden_conditioning.prompt_embeds[0],
@@ -158,3 +168,146 @@ def test_a_configuration_names_the_model(golden_conditioning, golden_model, case
     assert isinstance(missing, ConfigError) and "model_path" in str(missing)
     [wrong] = ask(compute_score, {**given, **settings, "dtype": "float"} | {"dtype": "int"} | {"dtype": "half8"})
     assert isinstance(wrong, ConfigError) and "half8" in str(wrong)
+
+
+def test_latents_of_another_layout_are_refused(model):
+    given = sample(None, media_artifacts=artifacts(torch.randn(8, 8, 16), "HWC"), **texts())
+    [answer] = ask(scorer(model), given)
+    assert isinstance(answer, ShapeError) and "got 'HWC'" in str(answer)
+
+
+def test_two_event_loops_share_a_scorer_and_lose_nothing(pictures):
+    """The first loop's worker is busy while the second asks; each answers its own."""
+
+    class Slow(FakeModel):
+        def score(self, **ask):
+            started.set()
+            assert going.wait(10)
+            return super().score(**ask)
+
+    started, going = threading.Event(), threading.Event()
+    score, answers = scorer(Slow(), UTILITY), {}
+
+    async def main(prompts):
+        asked = (score(**sample(pictures[0], prompt)) for prompt in prompts)
+        return await asyncio.wait_for(asyncio.gather(*asked), 10)
+
+    def loop(name, prompts):
+        answers[name] = asyncio.run(main(prompts))
+
+    threads = [threading.Thread(target=loop, args=("first", ["a", "bb"]))]
+    threads[0].start()
+    assert started.wait(10)
+    threads.append(threading.Thread(target=loop, args=("second", ["ccc", "dddd"])))
+    threads[1].start()
+    going.set()
+    for thread in threads:
+        thread.join(20)
+    own = brightness(pictures[0])
+    assert {name: [one["score"] for one in found] for name, found in answers.items()} == {
+        "first": pytest.approx([own + 1, own + 2]),
+        "second": pytest.approx([own + 3, own + 4]),
+    }
+
+
+def test_a_loop_does_not_answer_for_another(model, pictures):
+    """Samples that wait in a loop which stands still are kept for it."""
+    score = scorer(model, UTILITY)
+    standing = asyncio.new_event_loop()
+    waiting = standing.create_task(score(**sample(pictures[0], "four")))
+    standing.run_until_complete(asyncio.sleep(0))  # it waits, and is not scored yet
+    [other] = ask(score, sample(pictures[0], "a"))
+    answer = standing.run_until_complete(asyncio.wait_for(waiting, 10))
+    standing.close()
+    assert answer["score"] - other["score"] == pytest.approx(3)
+
+
+def test_without_a_seed_each_sample_has_one_of_its_own(model, pictures):
+    answers = ask(scorer(model, Asking(seed=None)), *(sample(picture) for picture in pictures))
+    assert all("score" in answer for answer in answers)
+    [call] = model.calls
+    assert len(set(call["seed"])) == 3 and all(0 <= seed < 2**53 for seed in call["seed"])
+
+
+def test_the_recipes_settings_score_in_the_process_too(golden_conditioning, golden_model, cases, monkeypatch):
+    """noise_seed: null draws; `value: utility` is what a server of the protocol gives."""
+    monkeypatch.setattr(verl_omni, "_scorers", {})
+    monkeypatch.setattr(verl_omni, "_model", lambda *settings: golden_model)
+    given = sample(
+        cases["0.latents"][0],
+        prompt_embeds=golden_conditioning.prompt_embeds[0],
+        pooled_prompt_embeds=golden_conditioning.pooled_prompt_embeds[0],
+    )
+    drawn, fixed = ask(
+        compute_score,
+        {**given, "model_path": "m", "noise_seed": None},
+        {**given, "model_path": "m", "value": "utility"},
+    )
+    own = golden_model.score(conditioning=golden_conditioning[:1], latents=cases["0.latents"][:1])
+    assert fixed["score"] == pytest.approx(float(own.utility[0]), abs=1e-5) and "score" in drawn
+
+
+def test_a_server_without_an_answer_is_asked_once(pictures):
+    class Gone(FakeModel):
+        def score(self, **ask):
+            self.calls.append(ask)
+            raise NoAnswerError("no answer in 120 s")
+
+    gone = Gone()
+    answers = ask(scorer(gone), *(sample(picture) for picture in pictures))
+    assert all(isinstance(answer, NoAnswerError) for answer in answers) and len(gone.calls) == 1
+
+
+def test_what_fails_together_is_asked_for_by_itself_until_there_is_no_answer(pictures):
+    class Failing(FakeModel):
+        def score(self, **ask):
+            self.calls.append(ask)
+            raise WorkError("not finite") if len(self.calls) == 1 else NoAnswerError("no answer in 120 s")
+
+    failing = Failing()
+    answers = ask(scorer(failing), *(sample(picture) for picture in pictures))
+    assert all(isinstance(answer, NoAnswerError) for answer in answers) and len(failing.calls) == 2
+
+
+def test_settings_that_nobody_reads_are_refused(model, pictures):
+    for score in (scorer(model), compute_score):
+        [answer] = ask(score, {**sample(pictures[0]), "noise_levle": 0.2})
+        assert isinstance(answer, ConfigError) and "noise_levle" in str(answer)
+
+
+@pytest.mark.parametrize("prompt", [None, "", " ", {"prompt": "a"}])
+def test_without_a_prompt_or_text_states_there_is_no_score(model, pictures, prompt):
+    latents = torch.randn(16, 8, 8)
+    picture, bare, whole = ask(
+        scorer(model), sample(pictures[0], prompt), sample(latents, prompt), sample(latents, prompt, **texts())
+    )
+    for answer in (picture, bare):
+        assert isinstance(answer, InputError) and "ground_truth must be the prompt" in str(answer)
+    assert "score" in whole
+
+
+def test_the_model_is_loaded_once_and_beside_the_loops(model, pictures, monkeypatch):
+    """Two loops that ask at the same time; the first goes on while the model is being loaded."""
+    monkeypatch.setattr(verl_omni, "_scorers", {})
+    loads, ticked = [], threading.Event()
+
+    def load(*settings):
+        loads.append(threading.current_thread())
+        assert ticked.wait(10)  # set by the loop, which therefore runs
+        return model
+
+    monkeypatch.setattr(verl_omni, "_model", load)
+
+    async def main():
+        asked = [asyncio.create_task(compute_score(**sample(picture), model_path="m")) for picture in pictures]
+        await asyncio.sleep(0)
+        ticked.set()
+        return await asyncio.gather(*asked)
+
+    answers = []
+    threads = [threading.Thread(target=lambda: answers.extend(asyncio.run(main()))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert len(answers) == 6 and len(loads) == 1 and loads[0] not in threads

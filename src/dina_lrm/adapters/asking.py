@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -10,8 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dina_lrm.errors import ConfigError, DinaError, WorkError
-from dina_lrm.noise import Adaptive, Fusion
+from dina_lrm.errors import ConfigError, DinaError, NoAnswerError, WorkError
+from dina_lrm.noise import Adaptive, Fusion, NoiseEnsemble
 from dina_lrm.scoring.protocol import Images, RewardFunction
 from dina_lrm.types import Conditioning, Reward
 
@@ -27,7 +28,7 @@ class Asking:
         draws: noise tensors a level, or `Adaptive` with a standard error to reach.
         fusion: "mean", "weighted" or "tokens".
         antithetic: draws come in pairs of a noise and its negative.
-        seed: of the noise, the same at every call: samples of one size meet the same noise.
+        seed: of the noise, the same at every call: samples of one size meet the same noise. None draws one for each sample.
         value: "reward", which is calibrated, or "utility", which the network gave.
     """
 
@@ -35,12 +36,13 @@ class Asking:
     draws: int | Adaptive = 1
     fusion: Fusion = "mean"
     antithetic: bool = False
-    seed: int = 0
+    seed: int | None = 0
     value: Literal["reward", "utility"] = "reward"
 
     def __post_init__(self) -> None:
         if self.value not in VALUES:
             raise ConfigError(f"value must be one of {', '.join(VALUES)}, got {self.value!r}")
+        NoiseEnsemble(self.sigmas, self.draws, self.fusion, self.antithetic)  # refuses before a model is loaded
 
     def score(
         self,
@@ -69,7 +71,7 @@ class Asking:
             draws=self.draws,
             fusion=self.fusion,
             antithetic=self.antithetic,
-            seed=self.seed,
+            seed=self.seed if self.seed is not None else fresh_seeds(latents if latents is not None else images),
         )
 
     def values(self, reward: Reward) -> Tensor:
@@ -89,7 +91,8 @@ class Asking:
     ) -> list[float | DinaError]:
         """The number of each picture, or why it has none.
 
-        All are asked for at once. If that fails each is asked for by itself, so that one bad picture costs the others nothing.
+        All are asked for at once. If that is refused, or a number is not finite, each is asked for by itself, so that one bad
+        picture costs the others nothing. A server that gives no answer is not asked again.
 
         Args:
             model: local or behind HTTP.
@@ -97,6 +100,7 @@ class Asking:
             images: the pictures.
 
         Raises:
+            NoAnswerError: the server gave none when all were asked for.
             DinaError: none could be scored.
         """
         if not images:
@@ -104,11 +108,16 @@ class Asking:
         try:
             values: list[float] = self.values(self.score(model, prompts=list(prompts), images=list(images))).tolist()
             return list(values)
+        except NoAnswerError:
+            raise
         except DinaError as error:
             if len(images) == 1:
                 raise
             first = error
-        found = [self._of_one(model, prompt, image) for prompt, image in zip(prompts, images, strict=True)]
+        found: list[float | DinaError] = []
+        for prompt, image in zip(prompts, images, strict=True):
+            gone = found[-1] if found and isinstance(found[-1], NoAnswerError) else None
+            found.append(gone if gone is not None else self._of_one(model, prompt, image))
         if all(isinstance(one, DinaError) for one in found):
             raise first
         return found
@@ -118,6 +127,11 @@ class Asking:
             return float(self.values(self.score(model, prompts=[prompt], images=[image]))[0])
         except DinaError as error:
             return error
+
+
+def fresh_seeds(samples: Sequence[object] | Tensor | None) -> tuple[int, ...]:
+    """A seed that nobody chose for each sample, as the server draws them."""
+    return tuple(secrets.randbelow(2**53) for _ in range(0 if samples is None else len(samples)))
 
 
 DEFAULT = Asking()

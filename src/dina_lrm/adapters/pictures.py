@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from dina_lrm.errors import ShapeError, ValueRangeError
+from dina_lrm.images import to_rgb
 
 Batch = Tensor | np.ndarray[Any, Any] | Sequence[Image.Image]
 
@@ -22,7 +23,7 @@ def as_pictures(images: Batch) -> list[Image.Image]:
     same as a model in this process.
 
     Args:
-        images: torch `[b 3 y x]` in 0..1, numpy `[b y x 3]` uint8, or a list of pictures.
+        images: torch `[b 3 y x]` in 0..1, numpy `[b y x 3]` uint8, or a list of pictures; transparency becomes white.
 
     Raises:
         ShapeError: another shape or dtype.
@@ -38,7 +39,7 @@ def as_pictures(images: Batch) -> list[Image.Image]:
     for place, one in enumerate(pictures):
         if not isinstance(one, Image.Image):
             raise ShapeError(f"images must be pictures, got {type(one).__name__} at place {place}")
-    return pictures
+    return [to_rgb(one) for one in pictures]
 
 
 def _eight_bits(images: Tensor) -> np.ndarray[Any, Any]:

@@ -118,7 +118,9 @@ def _picture(held: Any, paths: bool) -> Image.Image | DinaError | None:
     if isinstance(held, str):
         return _at(held) if paths else None
     if isinstance(held, Mapping):
-        return _picture(held.get("image", held.get("content")), paths)
+        # Data sets fill the keys that a message lacks with None.
+        found = _picture(held.get("image"), paths)
+        return _picture(held.get("content"), paths) if found is None else found
     if isinstance(held, Sequence):
         return next((one for part in reversed(held) if (one := _picture(part, paths)) is not None), None)
     return None

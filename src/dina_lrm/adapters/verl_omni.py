@@ -11,10 +11,13 @@ With a server, see `verl_omni_http`.
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
+from weakref import WeakKeyDictionary
 
 import torch
 from PIL import Image
@@ -22,7 +25,7 @@ from torch import Tensor
 
 from dina_lrm.adapters.asking import DEFAULT, Asking
 from dina_lrm.adapters.pictures import as_pictures
-from dina_lrm.errors import ConfigError, DinaError, ShapeError
+from dina_lrm.errors import ConfigError, DinaError, InputError, NoAnswerError, ShapeError
 from dina_lrm.scoring import RewardModel
 from dina_lrm.scoring.protocol import RewardFunction
 from dina_lrm.types import Conditioning, Reward
@@ -30,16 +33,30 @@ from dina_lrm.types import Conditioning, Reward
 ComputeScore: TypeAlias = Callable[..., Coroutine[Any, Any, dict[str, float]]]
 LATENT_CHANNELS = 16
 MOST_AT_ONCE = 16
+TRAINERS_OWN = {"data_source", "reward_router_address", "reward_model_tokenizer", "model_name", "sampling_params"}
+ARTIFACT = "image_latent"
 
 
 def rollout_latents(solution_image: Any, extra_info: Mapping[str, Any]) -> Tensor | None:
     """Clean latents of one sample `[1 16 h w]`: the rollout's own, or what it gave in place of a picture; None for neither.
 
+    Older versions of the trainer have `latents_clean`; newer ones hand over media by name, `media_artifacts`, each with its
+    `data` and a `spec`.
+
     Args:
         solution_image: what the trainer calls the picture: `[16 h w]` with `output_type=latent`.
-        extra_info: of the sample; `latents_clean` with `output_type=both`.
+        extra_info: of the sample; with `output_type=both` it has `latents_clean`, or `image_latent` of `media_artifacts`.
+
+    Raises:
+        ShapeError: no latents of one picture.
     """
     latents = extra_info.get("latents_clean")
+    artifact = (extra_info.get("media_artifacts") or {}).get(ARTIFACT)
+    if latents is None and artifact is not None:
+        latents = artifact.data
+        layout = getattr(getattr(artifact, "spec", None), "layout", "CHW")
+        if layout != "CHW":
+            raise ShapeError(f"{ARTIFACT} must be of the layout CHW, got {layout!r}")
     if latents is None and isinstance(solution_image, Tensor) and solution_image.ndim >= 3:
         latents = solution_image if solution_image.shape[-3] == LATENT_CHANNELS else None
     return None if latents is None else of_one(latents, "latents_clean", 4)
@@ -89,15 +106,26 @@ class Sample:
     def of(solution_image: Any, ground_truth: Any, extra_info: Mapping[str, Any] | None) -> Sample:
         """From the trainer's arguments: latents where there are any, else the picture.
 
+        The prompt is needed where the rollout kept no text states.
+
         Args:
             solution_image: picture `[3 y x]` in 0..1, latents `[16 h w]`, or a PIL picture.
             ground_truth: the prompt.
             extra_info: of the sample.
+
+        Raises:
+            InputError: there is no prompt to score under.
+            ShapeError: tensors that are not of one sample.
         """
         info = extra_info or {}
-        latents, prompt = rollout_latents(solution_image, info), str(ground_truth or "")
+        latents, prompt = rollout_latents(solution_image, info), ground_truth if isinstance(ground_truth, str) else ""
+        conditioning = None if latents is None else rollout_conditioning(info)
+        if conditioning is None and not prompt.strip():
+            raise InputError(
+                f"ground_truth must be the prompt that the sample is scored under, got {ground_truth!r:.80}"
+            )
         if latents is not None:
-            return Sample(prompt, latents, rollout_conditioning(info), None)
+            return Sample(prompt, latents, conditioning, None)
         if isinstance(solution_image, Tensor):
             return Sample(prompt, None, None, as_pictures(of_one(solution_image, "solution_image", 4))[0])
         return Sample(prompt, None, None, as_pictures([solution_image])[0])
@@ -125,13 +153,17 @@ def scorer(
         asking: which noise is looked at, and which number is given.
         score_scale: the trainer's score is value * score_scale + score_bias.
         score_bias: see there.
+
+    Returns:
+        The function. Its keyword arguments are those that the trainer adds; others are refused.
     """
     together = _Together(model, asking)
 
     async def compute_score(
         data_source: Any, solution_image: Any, ground_truth: Any, extra_info: Mapping[str, Any] | None, **kwargs: Any
     ) -> dict[str, float]:
-        del data_source, kwargs
+        del data_source
+        refuse_unknown(kwargs)
         found = await together.ask(Sample.of(solution_image, ground_truth, extra_info))
         value = float(asking.values(found)[0])
         return {
@@ -144,6 +176,20 @@ def scorer(
     return compute_score
 
 
+def refuse_unknown(kwargs: Mapping[str, Any]) -> None:
+    """Settings that nobody reads are misspelt.
+
+    Args:
+        kwargs: what a function of the trainer was given beyond its own arguments.
+
+    Raises:
+        ConfigError: naming those that are not the trainer's own.
+    """
+    unknown = sorted(set(kwargs) - TRAINERS_OWN)
+    if unknown:
+        raise ConfigError(f"the reward's configuration has settings that are not known here: {', '.join(unknown)}")
+
+
 async def compute_score(
     data_source: Any,
     solution_image: Any,
@@ -154,12 +200,13 @@ async def compute_score(
     device: str = "cpu",
     dtype: str = "float32",
     noise_level: float = 0.4,
-    noise_seed: int = 0,
+    noise_seed: int | None = 0,
+    value: Literal["reward", "utility"] = "reward",
     score_scale: float = 1.0,
     score_bias: float = 0.0,
     **kwargs: Any,
 ) -> dict[str, float]:
-    """`scorer` for a configuration file: the model is loaded at the first call, once a process.
+    """`scorer` for a configuration file: the model is loaded at the first call, once a process, beside the event loop.
 
     Args:
         data_source: not read.
@@ -171,38 +218,55 @@ async def compute_score(
         device: where to put it.
         dtype: of the base weights.
         noise_level: sigma.
-        noise_seed: of the noise, the same for all samples.
-        score_scale: the score is the reward times this.
+        noise_seed: of the noise, the same for all samples; None draws one for each.
+        value: "reward", which is calibrated, or "utility": the raw score that a server of the protocol gives.
+        score_scale: the score is the value times this.
         score_bias: plus this.
-        kwargs: whatever else the trainer passes; not read.
+        kwargs: what else the trainer passes; not read.
 
     Returns:
         `score`, and what else is known under names that begin with `dina_`.
 
     Raises:
-        ConfigError: no model is named, or a dtype that torch does not have.
+        ConfigError: no model is named, a dtype that torch does not have, or a setting that is not known.
     """
+    refuse_unknown(kwargs)
     if model_path is None:
         raise ConfigError(
             "the reward's configuration must name a model_path (or use dina_lrm.adapters.verl_omni_http with a server)"
         )
-    made = _loaded(model_path, base_path, device, dtype, noise_level, noise_seed, score_scale, score_bias)
-    return await made(data_source, solution_image, ground_truth, extra_info, **kwargs)
+    asking = Asking(sigmas=(noise_level,), seed=noise_seed, value=value)
+    settings = _Settings(model_path, base_path, device, dtype, asking, score_scale, score_bias)
+    made = _scorers.get(settings)
+    if made is None:
+        made = await asyncio.get_running_loop().run_in_executor(_loader, _loaded, settings)
+    return await made(data_source, solution_image, ground_truth, extra_info)
 
 
-@cache
-def _loaded(
-    model_path: str,
-    base_path: str | None,
-    device: str,
-    dtype: str,
-    noise_level: float,
-    noise_seed: int,
-    score_scale: float,
-    score_bias: float,
-) -> ComputeScore:
-    asking = Asking(sigmas=(noise_level,), seed=noise_seed)
-    return scorer(_model(model_path, base_path, device, dtype), asking, score_scale, score_bias)
+@dataclass(frozen=True)
+class _Settings:
+    """What two calls have in common that one scorer answers."""
+
+    path: str
+    base: str | None
+    device: str
+    dtype: str
+    asking: Asking
+    score_scale: float
+    score_bias: float
+
+
+_scorers: dict[_Settings, ComputeScore] = {}
+# One thread, so that nothing is loaded twice, and of its own, so that all who wait for it do not fill the loop's.
+_loader = ThreadPoolExecutor(1, "dina-load")
+
+
+def _loaded(settings: _Settings) -> ComputeScore:
+    """In the loader's thread alone."""
+    if settings not in _scorers:
+        model = _model(settings.path, settings.base, settings.device, settings.dtype)
+        _scorers[settings] = scorer(model, settings.asking, settings.score_scale, settings.score_bias)
+    return _scorers[settings]
 
 
 @cache
@@ -213,55 +277,77 @@ def _model(path: str, base: str | None, device: str, dtype: str) -> RewardModel:
     return RewardModel.from_pretrained(path, base=base, device=device, dtype=kind)
 
 
-class _Together:
-    """Samples that are asked for one by one in an event loop, scored as many together as wait."""
+Waiting: TypeAlias = tuple[Sample, asyncio.Future[Reward]]
 
-    def __init__(self, model: RewardFunction, asking: Asking) -> None:
-        self._model, self._asking = model, asking
-        self._waiting: list[tuple[Sample, asyncio.Future[Reward]]] = []
-        self._worker: asyncio.Task[None] | None = None
 
-    async def ask(self, sample: Sample) -> Reward:
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Reward] = loop.create_future()
-        self._waiting.append((sample, answer))
-        if self._worker is None or self._worker.done() or self._worker.get_loop() is not loop:
-            self._worker = loop.create_task(self._work(loop))
-        return await answer
+@dataclass(eq=False)
+class _Queue:
+    """Who waits in one event loop, and the task that answers them while there are any."""
 
-    async def _work(self, loop: asyncio.AbstractEventLoop) -> None:
-        await asyncio.sleep(0)  # whoever asks in this turn of the loop comes along
-        while batch := self._next(loop):
-            found = await asyncio.to_thread(self._score, [sample for sample, _ in batch])
-            for (_, answer), one in zip(batch, found, strict=True):
-                if answer.done():
-                    continue
-                if isinstance(one, Reward):
-                    answer.set_result(one)
-                else:
-                    answer.set_exception(one)
+    waiting: list[Waiting] = field(default_factory=list)
+    worker: asyncio.Task[None] | None = None
 
-    def _next(self, loop: asyncio.AbstractEventLoop) -> list[tuple[Sample, asyncio.Future[Reward]]]:
-        """Samples of one key, the oldest first, that somebody in this loop still waits for."""
-        batch: list[tuple[Sample, asyncio.Future[Reward]]] = []
-        later: list[tuple[Sample, asyncio.Future[Reward]]] = []
-        for one in self._waiting:
+    def next(self) -> list[Waiting]:
+        """Samples of one key, the oldest first, that somebody still waits for."""
+        batch: list[Waiting] = []
+        later: list[Waiting] = []
+        for one in self.waiting:
             sample, answer = one
-            if answer.get_loop() is not loop or answer.done():
+            if answer.done():
                 continue
             fits = not batch or (sample.key == batch[0][0].key and len(batch) < MOST_AT_ONCE)
             (batch if fits else later).append(one)
-        self._waiting = later
+        self.waiting = later
         return batch
 
-    def _score(self, samples: Sequence[Sample]) -> list[Reward | Exception]:
-        """Each one's reward or error; what fails together is asked for one by one."""
+
+class _Together:
+    """Samples that are asked for one by one, scored as many together as wait in the same event loop."""
+
+    def __init__(self, model: RewardFunction, asking: Asking) -> None:
+        self._model, self._asking = model, asking
+        self._queues: WeakKeyDictionary[asyncio.AbstractEventLoop, _Queue] = WeakKeyDictionary()
+        self._opening = threading.Lock()  # loops run in threads of their own
+        self._scoring = threading.Lock()  # two batches at once would need the memory of two
+
+    async def ask(self, sample: Sample) -> Reward:
+        loop = asyncio.get_running_loop()
+        with self._opening:
+            queue = self._queues.setdefault(loop, _Queue())
+        answer: asyncio.Future[Reward] = loop.create_future()
+        queue.waiting.append((sample, answer))
+        if queue.worker is None:
+            queue.worker = loop.create_task(self._work(queue))
+        return await answer
+
+    async def _work(self, queue: _Queue) -> None:
         try:
-            together = _score(self._model, self._asking, samples)
+            await asyncio.sleep(0)  # whoever asks in this turn of the loop comes along
+            while batch := queue.next():
+                found = await asyncio.to_thread(self._score, [sample for sample, _ in batch])
+                for (_, answer), one in zip(batch, found, strict=True):
+                    if answer.done():
+                        continue
+                    if isinstance(one, Reward):
+                        answer.set_result(one)
+                    else:
+                        answer.set_exception(one)
+        finally:
+            queue.worker = None  # a task holds its loop, and would keep it for ever
+
+    def _score(self, samples: Sequence[Sample]) -> list[Reward | Exception]:
+        """Each one's reward or error; what is refused together is asked for one by one, as long as there is an answer."""
+        try:
+            with self._scoring:
+                together = _score(self._model, self._asking, samples)
         except Exception as error:  # whoever awaits the sample is told
-            if len(samples) == 1 or not isinstance(error, DinaError):
+            if len(samples) == 1 or isinstance(error, NoAnswerError) or not isinstance(error, DinaError):
                 return [error] * len(samples)
-            return [one for sample in samples for one in self._score([sample])]
+            found: list[Reward | Exception] = []
+            for sample in samples:
+                gone = found[-1] if found and isinstance(found[-1], NoAnswerError) else None
+                found.append(gone if gone is not None else self._score([sample])[0])
+            return found
         return [_row(together, place) for place in range(len(samples))]
 
 
@@ -289,6 +375,6 @@ def _row(reward: Reward, place: int) -> Reward:
         standard_error=reward.standard_error[rows],
         draws=reward.draws[rows],
         sigmas=reward.sigmas,
-        seed=reward.seed,
+        seed=reward.seed[place] if isinstance(reward.seed, tuple) else reward.seed,
         spent=reward.spent[rows],
     )

@@ -15,7 +15,7 @@ from email.utils import parsedate_to_datetime
 from pydantic import ValidationError
 
 from dina_lrm import errors
-from dina_lrm.errors import InputError, ValueRangeError, WorkError
+from dina_lrm.errors import InputError, NoAnswerError, ValueRangeError
 from dina_lrm.scoring.wire import ErrorReply
 
 LATER = (408, 429)
@@ -73,17 +73,17 @@ class Effort:
             retry_after: what the server asked for, in seconds.
 
         Raises:
-            WorkError: enough was tried, or the wait would outlast the deadline.
+            NoAnswerError: enough was tried, or the wait would outlast the deadline.
         """
         self.tries += 1
         pause = min(self.patience.backoff * 2 ** (self.tries - 1), LONGEST_BACKOFF)
         pause *= 0.5 + random.random() / 2  # a thousand workers that failed at once come back one after another
         pause = max(pause, retry_after or 0.0)
         if self.tries > self.patience.retries:
-            raise WorkError(f"{self.where} gave no answer in {self._tries()}: {reason}")
+            raise NoAnswerError(f"{self.where} gave no answer in {self._tries()}: {reason}")
         if now + pause >= self.deadline:
             asked = f", and asks to wait {retry_after:g} s" if retry_after else ""
-            raise WorkError(
+            raise NoAnswerError(
                 f"{self.where} gave no answer in {self.patience.timeout:g} s and {self._tries()}: {reason}{asked}"
             )
         return pause
