@@ -4,13 +4,15 @@ import importlib
 import inspect
 import subprocess
 import sys
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from dina_lrm.adapters.flow_factory import DinaReward
-from dina_lrm.errors import ConfigError, ImageError, ShapeError
+from dina_lrm.errors import ConfigError, ImageError, ShapeError, ValueRangeError
+from dina_lrm.noise import Adaptive
 from dina_lrm.scoring.client import RewardClient
 from tests.adapters.fake import brightness
 from tests.golden_fixtures import PIPELINE, PUBLISHED
@@ -107,3 +109,59 @@ def test_where_the_trainer_is_installed_the_class_is_one_of_its_own(tmp_path):
         [sys.executable, "-c", script], env={"PYTHONPATH": f"{tmp_path}:{root}"}, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+@dataclass
+class Arguments:
+    """Of a version that keeps what it does not know in a field of its own."""
+
+    name: str = "dina"
+    device: torch.device = torch.device("cuda")
+    dtype: torch.dtype = torch.float32
+    newer_field_of_theirs: int = 3
+    extra_kwargs: dict = field(default_factory=dict)
+
+
+def test_all_of_what_an_asking_says_is_read(model, pictures):
+    said = dict(sigmas=[0.2, 0.5], draws=2, fusion="tokens", antithetic=True, seed=7, value="utility")
+    for held in (config(**said), Arguments(extra_kwargs=said), config(reward_model_kwargs=said)):
+        DinaReward(held, ACCELERATOR, model)(prompt=["a"] * 3, image=pictures)
+        call = model.calls.pop()
+        assert {name: call[name] for name in said if name != "value"} == {
+            **{name: said[name] for name in said if name != "value"},
+            "sigmas": (0.2, 0.5),
+        }
+
+
+def test_one_level_and_a_budget_of_draws_may_be_said(model):
+    asking = DinaReward(config(sigmas=0.3, draws=dict(max_draws=8, standard_error=0.1)), ACCELERATOR, model).asking
+    assert asking.sigmas == (0.3,) and asking.draws == Adaptive(max_draws=8, standard_error=0.1)
+    assert DinaReward(config(seed=None), ACCELERATOR, model).asking.seed is None
+    assert DinaReward(config(fusion=None), ACCELERATOR, model).asking.fusion == "mean"
+
+
+@pytest.mark.parametrize(
+    ("said", "error", "message"),
+    [
+        (dict(draws=0), ValueRangeError, "draws must be 1 or more, got 0"),
+        (dict(draws=dict(most=3)), ConfigError, "settings of Adaptive.*most"),
+        (dict(sigmas="low"), ConfigError, "sigmas must be a number, got 'low'"),
+        (dict(sigmas=[2.0]), ValueRangeError, "levels in"),
+        (dict(fusion="sum"), ConfigError, "fusion must be one of"),
+        (dict(antithetic="yes"), ConfigError, "antithetic must be true or false, got 'yes'"),
+        (dict(seed="a"), ConfigError, "seed must be a whole number or null, got 'a'"),
+        (dict(drawz=2), ConfigError, "not known: drawz; there are antithetic"),
+    ],
+)
+def test_settings_that_cannot_be_kept_to_are_refused(model, said, error, message):
+    for held in (config(**said), Arguments(extra_kwargs=said)):
+        with pytest.raises(error, match=message):
+            DinaReward(held, ACCELERATOR, model)
+
+
+def test_where_the_trainer_is_not_installed_it_moves_all_the_same(model):
+    reward = DinaReward(config(), ACCELERATOR, model)
+    assert reward.to(torch.device("meta")) is reward and reward.device == torch.device("meta")
+    reward.model = torch.nn.Linear(2, 2)
+    reward.to("meta")
+    assert reward.model.weight.device == torch.device("meta")

@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+from types import SimpleNamespace
 
 import httpx2
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from dina_lrm.adapters import verl_omni_http
 from dina_lrm.adapters.verl_omni_http import compute_score
-from dina_lrm.errors import InputError, ShapeError, ValueRangeError, WorkError
+from dina_lrm.errors import ConfigError, InputError, NoAnswerError, ShapeError, ValueRangeError, WorkError
 from dina_lrm.scoring.wire import unpack
 
 URL = "http://127.0.0.1:8000/v1/score"
@@ -78,6 +79,7 @@ def test_the_signature_is_the_documented_one():
         max_retries=2,
         retry_backoff=0.5,
         api_key=None,
+        value="utility",
     )
     assert inspect.iscoroutinefunction(compute_score)
 
@@ -200,3 +202,33 @@ def test_connections_are_kept_within_a_loop(server):
         return same and session.is_closed and verl_omni_http._session() is not session
 
     assert asyncio.run(main())
+
+
+def test_latents_are_found_among_the_named_media_too(server):
+    latents = torch.randn(16, 8, 8)
+    spec = SimpleNamespace(modality="image", representation="latent", layout="CHW")
+    text = dict(prompt_embeds=torch.randn(5, 4), pooled_prompt_embeds=torch.randn(1, 3))
+    ask(extra_info=dict(media_artifacts={"image_latent": SimpleNamespace(spec=spec, data=latents)}, **text))
+    assert torch.equal(server.tensors["latents"][0], latents)
+
+
+def test_the_calibrated_reward_is_given_where_the_server_has_one(server):
+    server.answers = [httpx2.Response(200, json={"protocol_version": "1", "raw_scores": [2.5], "rewards": [0.5]})]
+    assert ask(value="reward", score_scale=2.0) == {"score": 1.0, "drm_raw_score": 2.5}
+    server.answers = [good(2.5)]
+    with pytest.raises(WorkError, match="one number under rewards, got None"):
+        ask(value="reward")
+
+
+def test_settings_that_nobody_reads_are_refused(server):
+    with pytest.raises(ConfigError, match="noise_levle"):
+        ask(noise_levle=0.2)
+    with pytest.raises(ConfigError, match="value must be one of reward, utility, got 'raw'"):
+        ask(value="raw")
+    assert not server.requests
+
+
+def test_no_answer_is_an_error_of_its_own(server):
+    server.answers = [httpx2.ConnectError("refused")]
+    with pytest.raises(NoAnswerError, match="no answer in 3 tries"):
+        ask()

@@ -13,15 +13,16 @@ import asyncio
 import math
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import httpx2
 import torch
 from torch import Tensor
 
-from dina_lrm.adapters.verl_omni import of_one, rollout_latents
-from dina_lrm.errors import ShapeError, ValueRangeError, WorkError
+from dina_lrm.adapters.asking import VALUES
+from dina_lrm.adapters.verl_omni import of_one, refuse_unknown, rollout_latents
+from dina_lrm.errors import ConfigError, ShapeError, ValueRangeError, WorkError
 from dina_lrm.scoring.retries import LONGEST_BACKOFF, Effort, Patience, reason, refusal, retry_after, worth_another_try
 from dina_lrm.scoring.wire import BLOB_TYPE, PROTOCOL_HEADER, PROTOCOL_VERSION, pack
 
@@ -43,6 +44,7 @@ async def compute_score(
     max_retries: int = 2,
     retry_backoff: float = 0.5,
     api_key: str | None = None,
+    value: Literal["reward", "utility"] = "utility",
     **kwargs: Any,
 ) -> dict[str, float]:
     """Score one sample's clean latents on a server.
@@ -50,17 +52,19 @@ async def compute_score(
     Args:
         solution_image: latents `[16 h w]` with `output_type=latent`; not read with `output_type=both`.
         ground_truth: not read: the text states say what the prompt was.
-        extra_info: `prompt_embeds` and `pooled_prompt_embeds` of the rollout, and `latents_clean` with `output_type=both`.
+        extra_info: `prompt_embeds` and `pooled_prompt_embeds` of the rollout, and with `output_type=both`
+            `latents_clean`, or `image_latent` of `media_artifacts`.
         server_url: of the route itself, with its path.
         noise_level: sigma.
         noise_seed: of the noise; None lets the server draw one.
-        score_scale: the score is the raw score times this.
+        score_scale: the score is the value times this.
         score_bias: plus this.
         timeout: seconds for one try.
         max_retries: tries after the first.
         retry_backoff: seconds before the second try, doubled before each further one.
         api_key: if the server wants one.
-        kwargs: whatever else the trainer passes; not read.
+        value: "utility", the raw score that the protocol is about, or "reward", the calibrated one, of servers that give it too.
+        kwargs: what else the trainer passes; not read. Settings that are not known are refused.
 
     Returns:
         `score`, and `drm_raw_score` as the server gave it.
@@ -69,7 +73,10 @@ async def compute_score(
         InputError: what is asked is wrong, by this client's reading or the server's.
         WorkError: no answer, or none that is a finite score.
     """
-    del ground_truth, kwargs
+    del ground_truth
+    refuse_unknown(kwargs)
+    if value not in VALUES:
+        raise ConfigError(f"value must be one of {', '.join(VALUES)}, got {value!r}")
     if not timeout > 0:
         raise ValueRangeError(f"timeout must be above 0 seconds, got {timeout}")
     if max_retries < 0:
@@ -77,8 +84,10 @@ async def compute_score(
     patience = Patience((max_retries + 1) * (timeout + LONGEST_BACKOFF), max_retries, retry_backoff)
     body = await asyncio.to_thread(pack, _tensors(solution_image, extra_info, noise_level, noise_seed))
     headers = HEADERS if api_key is None else {**HEADERS, "authorization": f"Bearer {api_key}"}
-    raw = await _ask(server_url, body, headers, timeout, patience)
-    return {"score": raw * score_scale + score_bias, "drm_raw_score": raw}
+    answer = await _ask(server_url, body, headers, timeout, patience)
+    raw = _only(answer, "raw_scores")
+    chosen = raw if value == "utility" else _only(answer, "rewards")
+    return {"score": chosen * score_scale + score_bias, "drm_raw_score": raw}
 
 
 async def close() -> None:
@@ -111,7 +120,9 @@ def _tensors(
     return tensors
 
 
-async def _ask(url: str, body: bytes, headers: Mapping[str, str], timeout: float, patience: Patience) -> float:
+async def _ask(
+    url: str, body: bytes, headers: Mapping[str, str], timeout: float, patience: Patience
+) -> Mapping[str, Any]:
     effort = Effort(patience, url, time.monotonic())
     while True:
         asked_to_wait = None
@@ -122,7 +133,7 @@ async def _ask(url: str, body: bytes, headers: Mapping[str, str], timeout: float
             told = f"{type(error).__name__} {error}".strip()
         else:
             if response.status_code == httpx2.codes.OK:
-                return _raw_score(response)
+                return _answer(response)
             if not worth_another_try(response.status_code):
                 raise refusal(response.status_code, response.content)
             told, asked_to_wait = reason(response.status_code, response.content), retry_after(response.headers)
@@ -139,11 +150,11 @@ def _session() -> httpx2.AsyncClient:
     return session
 
 
-def _raw_score(response: httpx2.Response) -> float:
-    """The one score of an answer of protocol version 1.
+def _answer(response: httpx2.Response) -> Mapping[str, Any]:
+    """An answer of protocol version 1.
 
     Raises:
-        WorkError: another version, not one score, or a score that is not finite.
+        WorkError: another version.
     """
     try:
         answer = response.json()
@@ -152,9 +163,18 @@ def _raw_score(response: httpx2.Response) -> float:
     if not isinstance(answer, dict) or answer.get("protocol_version") != PROTOCOL_VERSION:
         told = answer.get("protocol_version") if isinstance(answer, dict) else answer
         raise WorkError(f"the server must answer with protocol_version {PROTOCOL_VERSION!r}, got {told!r:.80}")
-    scores = answer.get("raw_scores")
+    return answer
+
+
+def _only(answer: Mapping[str, Any], name: str) -> float:
+    """The one score under a name.
+
+    Raises:
+        WorkError: not one score, or a score that is not finite.
+    """
+    scores = answer.get(name)
     if not isinstance(scores, list) or len(scores) != 1:
-        raise WorkError(f"the server must answer with one raw score, got {scores!r:.80}")
+        raise WorkError(f"the server must answer with one number under {name}, got {scores!r:.80}")
     score = scores[0]
     if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
         raise WorkError(f"the server must answer with a finite score, got {score!r:.80}")
