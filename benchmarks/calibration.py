@@ -54,8 +54,9 @@ def fitted_laws(pairs: HeldOut, trained: Likelihood) -> dict[str, Likelihood]:
     """The laws of the table, by the name of their column."""
     parameters, fitted = fit_parameters(pairs), fit_law(pairs)
     mean = MeanVariance(fitted.sigmas, fitted.single, fitted.settled)
-    parabola = Thurstone(parameters.scale, parameters.min_variance)
-    return {"trained": trained, "parabola": parabola, "mean": mean, "fitted": fitted}
+    # No column where the votes do not tell its two numbers apart.
+    parabola = {} if parameters is None else {"parabola": Thurstone(parameters.scale, parameters.min_variance)}
+    return {"trained": trained, **parabola, "mean": mean, "fitted": fitted}
 
 
 class MeanVariance(TabulatedThurstone):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,20 @@ def test_from_pictures_to_probabilities(dina: Callable[..., Any], pictures: Path
 def test_a_published_model_is_calibrated_into_a_copy(dina: Callable[..., Any], tmp_path: Path) -> None:
     ran = dina("calibrate", "--model", PUBLISHED, "--base", PIPELINE, "--pairs", tmp_path)
     assert ran.status == 2 and "--out" in ran.one_line()
+
+
+def test_a_place_that_cannot_be_written_is_told_before_the_work(dina: Callable[..., Any], tmp_path: Path) -> None:
+    """The pairs are read after the place is checked, so a missing folder of pairs is never what is told."""
+    folder = Path(shutil.copytree(PUBLISHED, tmp_path / "model"))
+    (tmp_path / "file").touch()
+    for out, told in (
+        (folder, "keeps no calibration"),
+        (folder / ".." / "model", "keeps no calibration"),
+        (folder / "copy", "in one another"),
+        (tmp_path / "file", "is a file"),
+    ):
+        ran = dina("calibrate", "--model", folder, "--base", PIPELINE, "--pairs", tmp_path / "none", "--out", out)
+        assert ran.status == 2 and told in ran.one_line()
 
 
 def test_what_calibrate_refuses(dina: Callable[..., Any], tmp_path: Path) -> None:

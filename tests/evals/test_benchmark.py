@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from dina_lrm.checkpoint import CalibrationConfig
 from dina_lrm.data import PreferenceData
 from dina_lrm.errors import ConfigError, DataError
 from dina_lrm.evals import BenchmarkCard, CalibrationSettings, available_tasks, calibrate, find_task, run_task
@@ -64,6 +65,20 @@ def test_a_calibrated_model_is_judged_by_its_fitted_law(model: RewardModel, data
     assert after.calibrated_on == "preferences, validation"
     assert after.card.calibration.nll.value < before.calibration.nll.value
     assert after.card.accuracy == before.accuracy
+
+
+def test_probabilities_of_joined_tokens_say_that_they_were_fitted_for_means(
+    model: RewardModel, data: PreferenceData
+) -> None:
+    fitted = CalibrationConfig(fitted_on="x, validation")
+    task = find_task(str(data.folder)).model_copy(update={"split": "validation"})
+    for fusion, says in (
+        ("tokens", "x, validation, for means of levels and not for joined tokens"),
+        ("mean", "x, validation"),
+    ):
+        rule = task.rule.model_copy(update={"sigmas": (0.2, 0.4), "fusion": fusion})
+        asked = task.model_copy(update={"rule": rule})
+        assert run_task(model.with_calibration(fitted), asked, max_prompts=3).calibrated_on == says
 
 
 def test_tasks_that_cannot_be(data: PreferenceData, model: RewardModel, tmp_path: Path) -> None:

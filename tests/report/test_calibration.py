@@ -39,6 +39,15 @@ def test_a_picture_with_a_diagram_a_way(tmp_path: Path, ways: int) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["x.png"]
 
 
+def test_a_fit_that_was_not_judged_is_drawn_before_only(tmp_path: Path) -> None:
+    whole = report(2)
+    quality = tuple(one.model_copy(update={"after": None}) for one in whole.calibration.quality)
+    curves = tuple(one.model_copy(update={"after": ()}) for one in whole.curves)
+    config = whole.calibration.model_copy(update={"quality": quality})
+    write_reliability(CalibrationReport(model="m", calibration=config, curves=curves), tmp_path / "x.png")
+    assert (tmp_path / "x.png").is_file()
+
+
 def test_without_matplotlib_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 

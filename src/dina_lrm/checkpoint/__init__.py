@@ -1,6 +1,6 @@
 """A model on disk: our folder, and the authors' published layout."""
 
-from dina_lrm.checkpoint.convert import Conversion, calibrated_copy, convert_model
+from dina_lrm.checkpoint.convert import Conversion, calibrated_copy, convert_model, refuse_place
 from dina_lrm.checkpoint.describe import describe, is_published, load_any, verify
 from dina_lrm.checkpoint.folder import load_model, refuse_foreign, save_calibration, save_model, verify_model
 from dina_lrm.checkpoint.format import (
@@ -39,6 +39,7 @@ __all__ = [
     "load_any",
     "load_model",
     "refuse_foreign",
+    "refuse_place",
     "save_calibration",
     "save_model",
     "verify",

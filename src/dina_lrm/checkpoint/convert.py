@@ -86,7 +86,7 @@ def convert_model(source: Path | str, out: Path | str, to: Layout = OURS, base: 
         CheckpointError: the source is not whole, is in that layout already or does not fit it, or `out` is in the way.
     """
     folder, out = resolve(source), Path(out)
-    _refuse_place(folder, out)
+    refuse_place(folder, out)
     published = find_published(folder)
     if (published is None) == (to == OURS):
         raise CheckpointError(f"{source} is in the layout {to!r} already; convert to the other one (--to)")
@@ -121,7 +121,7 @@ def calibrated_copy(source: Path | str, out: Path | str, calibration: Calibratio
         CheckpointError: the source is not whole, or `out` is in the way.
     """
     folder, out = resolve(source), Path(out)
-    _refuse_place(folder, out)
+    refuse_place(folder, out)
     stored = read_any(folder)
     if find_published(folder) is not None:
         stored = with_release_latents(stored)
@@ -275,14 +275,18 @@ def _adapter_config(stored: StoredModel) -> dict[str, Any]:
     return peft_config(adapter, layers, stored.config.base.name)
 
 
-def _refuse_place(source: Path, out: Path) -> None:
+def refuse_place(source: Path | None, out: Path) -> None:
     """Nothing is overwritten but a model folder, and never what is being read.
+
+    Args:
+        source: folder that is read; None where that is none of ours to name.
+        out: folder to write.
 
     Raises:
         CheckpointError: `out` is in the way.
     """
-    here, there = source.resolve(), out.resolve()
-    if here == there or here in there.parents or there in here.parents:
+    here, there = None if source is None else source.resolve(), out.resolve()
+    if here is not None and (here == there or here in there.parents or there in here.parents):
         raise CheckpointError(f"{out} and {source} lie in one another; write to a folder of its own")
     if out.exists() and not out.is_dir():
         raise CheckpointError(f"{out} is a file; name a folder to write")
@@ -293,4 +297,13 @@ def _whole(value: float) -> float:
     return int(value) if float(value).is_integer() else value
 
 
-__all__ = ["PUBLISHED", "Conversion", "Layout", "check_publishable", "convert_model", "write_ours", "write_published"]
+__all__ = [
+    "PUBLISHED",
+    "Conversion",
+    "Layout",
+    "check_publishable",
+    "convert_model",
+    "refuse_place",
+    "write_ours",
+    "write_published",
+]

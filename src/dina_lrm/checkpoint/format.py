@@ -157,7 +157,7 @@ class CalibrationQuality(Config):
         sigmas: the levels.
         draws: of noise at every level.
         before: with the law that the model was trained under.
-        after: with the fitted law.
+        after: with the fitted law; None where it was not judged.
         ece_floor: the calibration error that the truth itself would show on so few votes.
         vote_entropy: the log loss that the truth itself would have.
     """
@@ -166,7 +166,7 @@ class CalibrationQuality(Config):
     sigmas: tuple[float, ...]
     draws: int
     before: CalibrationScore
-    after: CalibrationScore
+    after: CalibrationScore | None = None
     ece_floor: float
     vote_entropy: float
 
@@ -181,12 +181,13 @@ class CalibrationConfig(Config):
         kind: of the map.
         levels: what was fitted at each level.
         disagreement: of the fitted law: how fast two levels come to see different things.
-        parameters: k and the clean variance.
+        parameters: k and the clean variance; None where the votes do not tell them apart.
         pairs: how many it was fitted on.
         prompts: that these belong to.
         draws: of noise at every level.
         seed: of the noise.
         quality: how well probabilities tell the votes, by way of asking.
+        not_judged: why the fit was not judged on prompts that it was not made on; None where it was.
     """
 
     scale: float = Field(1.0, gt=0)
@@ -201,6 +202,7 @@ class CalibrationConfig(Config):
     draws: int | None = None
     seed: int | None = None
     quality: tuple[CalibrationQuality, ...] = ()
+    not_judged: str | None = None
 
     @model_validator(mode="after")
     def _can_be_built(self) -> Self:

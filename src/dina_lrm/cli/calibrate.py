@@ -78,8 +78,10 @@ def calibrate(
 ) -> None:
     """Fit and save a calibration: what a reward means, and how probable a preference is, at every noise level."""
     target = _target(model, out)
+    work = target.parent / f".{target.name}.calibrating"
     from dina_lrm.data import PreferenceData
     from dina_lrm.evals import CalibrationSettings, calibrate
+    from dina_lrm.runtime.parts import Parts
 
     chosen = {} if sigmas is None else {"sigmas": read_levels("--sigmas", sigmas)}
     settings = CalibrationSettings(
@@ -94,8 +96,9 @@ def calibrate(
     data = PreferenceData.open(pairs)
     scorer = load_model(model, base, device, dtype, revision)
     with whole_prompt(cut_prompt):
-        report = calibrate(scorer, data, settings, model, target.parent / f".{target.name}.calibrating")
+        report = calibrate(scorer, data, settings, model, work)
     _save(report, model, target)
+    Parts(work).remove()  # not before: what follows the passes can fail too
     if as_json:
         print_json({"model": model, "out": str(target), **report.calibration.model_dump(mode="json")})
     else:
@@ -110,18 +113,19 @@ def _target(model: str, out: Path | None) -> Path:
     Raises:
         CheckpointError: a model that cannot be written to, and no other folder.
     """
-    from dina_lrm.checkpoint import is_published, refuse_foreign
+    from dina_lrm.checkpoint import is_published, refuse_place
 
-    if out is not None:
-        refuse_foreign(out)
-        return out.absolute()
-    if not Path(model).is_dir():
+    local = Path(model).is_dir()
+    if out is not None and not (local and out.resolve() == Path(model).resolve()):
+        refuse_place(Path(model) if local else None, out)
+        return out.resolve()
+    if not local:
         raise CheckpointError(f"model {model!r} lies on the hub, where nothing is written; name a folder with --out")
     if is_published(model):
         raise CheckpointError(
             f"model {model!r} has the published layout, which keeps no calibration; name a folder for a copy with --out"
         )
-    return Path(model).absolute()
+    return Path(model).resolve()
 
 
 def _save(report: CalibrationReport, model: str, target: Path) -> None:
@@ -129,7 +133,7 @@ def _save(report: CalibrationReport, model: str, target: Path) -> None:
     from dina_lrm.checkpoint import calibrated_copy, save_calibration
     from dina_lrm.runtime.files import atomic_write
 
-    if Path(model).is_dir() and target == Path(model).absolute():
+    if Path(model).is_dir() and target == Path(model).resolve():
         save_calibration(target, report.calibration)
     else:
         calibrated_copy(model, target, report.calibration)
@@ -157,10 +161,14 @@ def table_lines(calibration: CalibrationConfig) -> list[str]:
     lines.append(f"{'':32}{'variance':>9}  {'ECE':>16}  {'(truth)':>7}  {'Brier':>16}  {'NLL':>16}")
     for row in calibration.quality:
         alone = len(row.sigmas) == 1 and row.draws == 1
-        before, after = row.before, row.after
+        before = row.before
+        after = dict.fromkeys(("ece", "brier", "nll"), "-")
+        after |= {} if row.after is None else {name: f"{getattr(row.after, name):.4f}" for name in after}
         lines.append(
             f"{row.label:32}{format(variance[row.sigmas[0]], '.3g') if alone else '':>9}"
-            f"  {before.ece:.4f} -> {after.ece:.4f}  {row.ece_floor:7.4f}"
-            f"  {before.brier:.4f} -> {after.brier:.4f}  {before.nll:.4f} -> {after.nll:.4f}"
+            f"  {before.ece:.4f} -> {after['ece']:6}  {row.ece_floor:7.4f}"
+            f"  {before.brier:.4f} -> {after['brier']:6}  {before.nll:.4f} -> {after['nll']:6}"
         )
+    if calibration.not_judged is not None:
+        lines.append(f"not judged after the fit: {calibration.not_judged}")
     return lines

@@ -36,9 +36,9 @@ def _for_people(values: dict[str, Any]) -> dict[str, Any]:
         for told, name in (("k", "scale"), ("clean_variance", "min_variance"))
         if law
     }
-    short = {
-        name: found[name] for name in ("fitted_on", "pairs", "prompts", "draws", "seed", "kind", "disagreement")
-    } | {
+    short = {name: found[name] for name in ("fitted_on", "pairs", "prompts", "draws", "seed", "kind", "disagreement")}
+    short |= {"not_judged": found["not_judged"]} if found.get("not_judged") else {}
+    short |= {
         **parameters,
         "levels": {
             f"sigma {level['sigma']:g}": f"reward {'logit ' if found['kind'] == 'logistic' else ''}"
@@ -53,7 +53,7 @@ def _for_people(values: dict[str, Any]) -> dict[str, Any]:
 def _before_and_after(row: dict[str, Any]) -> str:
     before, after = row["before"], row["after"]
     told = (
-        f"{name} {before[key]:.4f} to {after[key]:.4f}"
+        f"{name} {before[key]:.4f} to {'not judged' if after is None else format(after[key], '.4f')}"
         for name, key in (("ECE", "ece"), ("Brier", "brier"), ("NLL", "nll"))
     )
     return ", ".join(told) + f"; the truth itself would show an ECE of {row['ece_floor']:.4f}"

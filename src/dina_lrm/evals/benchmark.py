@@ -75,7 +75,8 @@ class BenchmarkCard(Card):
     Attributes:
         model: as it was named.
         task: the benchmark as it was run.
-        calibrated_on: what the model's probabilities were fitted on; None if it was not.
+        calibrated_on: what the model's probabilities were fitted on, and for what where that is not what was asked; None
+            if they were not.
         card: accuracy, agreement with an oracle, calibration.
         ties: the same scores under every convention for ties.
     """
@@ -147,7 +148,14 @@ def run_task(
     return BenchmarkCard(
         model=name,
         task=task,
-        calibrated_on=model.config.calibration.fitted_on,
+        calibrated_on=_calibrated_on(model, task),
         card=make_card(scored, model.calibration.law(model.likelihood)),
         ties=tie_card(scored.margin, scored.view.target, scored.view.prompt_of_pair),
     )
+
+
+def _calibrated_on(model: RewardModel, task: TaskConfig) -> str | None:
+    """Where tokens are joined the map and law of means stand in: nothing was fitted to that."""
+    fitted = model.config.calibration.fitted_on
+    joined = task.rule.fusion == "tokens" and len(task.rule.sigmas) > 1
+    return f"{fitted}, for means of levels and not for joined tokens" if fitted and joined else fitted

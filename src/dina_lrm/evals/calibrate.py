@@ -1,16 +1,17 @@
 """Fit a model's calibration on held-out pairs, and say how well its probabilities tell the votes before and after.
 
 "After" is always judged on prompts that the fit has not seen: two halves of the prompts, each judged by the fit on the
-other. The parameters that are saved come from all pairs.
+other. Where a half is too small for a fit, "after" is not judged. The parameters that are saved come from all pairs.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ from dina_lrm.checkpoint import (
 from dina_lrm.data import PreferenceData
 from dina_lrm.errors import DataError, ValueRangeError
 from dina_lrm.evals.card import AccuracyEstimate, Card, ReliabilityBin
-from dina_lrm.evals.evaluate import prompt_seed
+from dina_lrm.evals.evaluate import encode_shown, prompt_seed
 from dina_lrm.evals.space import check_latent_space
 from dina_lrm.evals.splits import SplitView
 from dina_lrm.metrics import (
@@ -43,7 +44,6 @@ from dina_lrm.runtime.files import sha256_file
 from dina_lrm.runtime.parts import Parts
 from dina_lrm.runtime.progress import ProgressBar
 from dina_lrm.scoring import RewardModel
-from dina_lrm.types import Conditioning
 
 __all__ = ["CalibrationCurve", "CalibrationReport", "CalibrationSettings", "calibrate", "held_out_pairs"]
 
@@ -84,7 +84,7 @@ class CalibrationSettings:
 
 
 class CalibrationCurve(Card):
-    """The reliability curve of one way of asking, before and after."""
+    """The reliability curve of one way of asking, before and after; the latter is empty where it was not judged."""
 
     label: str
     before: tuple[ReliabilityBin, ...]
@@ -123,7 +123,8 @@ def calibrate(
         data: the preference folder.
         settings: split, levels, draws, kind of reward.
         name: of the model, for the report.
-        work: folder for utilities of candidates until all are there, so that killed work goes on; None keeps none.
+        work: folder for utilities of candidates, so that killed work goes on; it stays until the caller has saved the report
+            and removes it. None keeps none.
         quiet: no progress on stderr.
 
     Returns:
@@ -137,9 +138,10 @@ def calibrate(
     pairs = held_out_pairs(model, data, settings, work, quiet)
     check_sound(pairs)
     fitted = fit_calibration(pairs, settings.kind)
-    judged = [_judge(pairs, way, model.likelihood.choice(), folds) for folds in [_folds(pairs)] for way in _ways(pairs)]
+    folds, not_judged = _folds(pairs)
+    judged = [_judge(pairs, way, model.likelihood.choice(), folds) for way in _ways(pairs)]
     told = _config(fitted, pairs, settings, f"{data.folder.name}, {settings.split}")
-    told = told.model_copy(update={"quality": tuple(quality for quality, _ in judged)})
+    told = told.model_copy(update={"quality": tuple(quality for quality, _ in judged), "not_judged": not_judged})
     return CalibrationReport(model=name, calibration=told, curves=tuple(curve for _, curve in judged))
 
 
@@ -154,7 +156,6 @@ def held_out_pairs(
     """Utilities of a split's candidates at every level and draw; arguments as `calibrate`."""
     view = SplitView.of(data, settings.split, settings.max_prompts)
     parts = None if work is None else Parts.open(work, _depends_on(model, data, settings))
-    conditioning: Conditioning | None = None
     found: list[dict[str, Tensor]] = []
     starts = range(0, len(view.rows), _CHUNK)
     done = 0 if parts is None else sum(number in parts for number in range(len(starts)))
@@ -162,15 +163,13 @@ def held_out_pairs(
         for number, start in enumerate(starts):
             part = None if parts is None else parts.get(number)
             if part is None:
-                if conditioning is None:
-                    conditioning = _encode(model, view.prompts)
-                rows, prompts = view.rows[start : start + _CHUNK], view.prompt_of[start : start + _CHUNK]
+                prompts = [view.prompts[i] for i in view.prompt_of[start : start + _CHUNK].tolist()]
                 answer = model.score(
-                    conditioning=conditioning[prompts],
-                    latents=data.latents(rows),
+                    conditioning=encode_shown(model, prompts),
+                    latents=data.latents(view.rows[start : start + _CHUNK]),
                     sigmas=settings.sigmas,
                     draws=settings.draws,
-                    seed=[prompt_seed(view.prompts[i], settings.seed) for i in prompts.tolist()],
+                    seed=[prompt_seed(prompt, settings.seed) for prompt in prompts],
                     max_batch_size=settings.max_batch_size,
                 )
                 part = {"utility": answer.draws.cpu().double(), "sigmas": answer.sigmas.cpu().double()}
@@ -184,25 +183,31 @@ def held_out_pairs(
         raise DataError(
             f"the model's schedule knows fewer levels than were asked: {list(settings.sigmas)} became {list(read)}"
         )
-    if parts is not None:
-        parts.remove()
     utility = torch.cat([part["utility"] for part in found]).view(-1, settings.draws, levels)
     return HeldOut(read, utility, view.chosen, view.rejected, view.target, view.prompt_of_pair)
 
 
-def _encode(model: RewardModel, prompts: Sequence[str]) -> Conditioning:
-    parts = [list(prompts[start : start + _CHUNK]) for start in range(0, len(prompts), _CHUNK)]
-    return Conditioning.cat([model.encode_prompts(part) for part in parts])
-
-
-def _depends_on(model: RewardModel, data: PreferenceData, settings: CalibrationSettings) -> dict[str, str]:
-    """What a candidate's utility depends on."""
-    weights = model.config.model_dump(mode="json", exclude={"calibration", "likelihood", "notes", "provenance"})
+def _depends_on(model: RewardModel, data: PreferenceData, settings: CalibrationSettings) -> dict[str, Any]:
+    """What a candidate's utility depends on: the weights themselves, since a published folder names no hashes."""
+    backbone = model.network.backbone
+    config = model.config.model_dump(mode="json", exclude={"calibration", "likelihood", "notes", "provenance", "files"})
+    own = backbone.network_state() if model.config.backbone.weights == "own" else {}
     return {
-        "model": hashlib.sha256(json.dumps(weights, sort_keys=True).encode()).hexdigest(),
+        "config": config,
+        "weights": [_digest(part) for part in (model.network.head.state_dict(), backbone.adapter_state(), own)],
+        "base": [backbone.base, backbone.revision, backbone.signature()],
+        "dtype": str(backbone.dtype),
         "data": sha256_file(data.folder / "dataset.json"),
         "settings": json.dumps({k: v for k, v in asdict(settings).items() if k not in ("kind", "max_batch_size")}),
     }
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    found = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        found.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
+        found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def _ways(pairs: HeldOut) -> list[_Way]:
@@ -225,11 +230,21 @@ def _places(pairs: HeldOut, sigmas: Sequence[float]) -> tuple[int, ...]:
     return tuple(near) if whole else ()
 
 
-def _folds(pairs: HeldOut) -> list[tuple[Tensor, TabulatedThurstone]]:
-    """Two halves of the pairs by prompt, each with the law that was fitted to the other."""
+def _folds(pairs: HeldOut) -> tuple[list[tuple[Tensor, TabulatedThurstone]], str | None]:
+    """Two halves of the pairs by prompt, each with the law that was fitted to the other.
+
+    Returns:
+        The two, or none and why: a half may not bear a fit that all pairs bear.
+    """
     order = torch.randperm(int(pairs.prompt.max()) + 1, generator=torch.Generator().manual_seed(0))
     first = order[pairs.prompt] % 2 == 0
-    return [(here, fit_law(pairs[~here])) for here in (first, ~first)]
+    folds = []
+    for name, half in (("second", ~first), ("first", first)):
+        try:
+            folds.append((~half, fit_law(pairs[half])))
+        except DataError as error:
+            return [], f"the {name} half of the prompts ({int(half.sum())} pairs) bears no fit of its own: {error}"
+    return folds, None
 
 
 def _judge(
@@ -237,15 +252,17 @@ def _judge(
 ) -> tuple[CalibrationQuality, CalibrationCurve]:
     sigmas = tuple(pairs.sigmas[place] for place in way.places)
     margin = pairs.mean_margin(way.places, way.draws)
-    sides = {}
+    sides: dict[int, dict[str, Tensor]] = {}
     for sign in (1, -1):
         before = own.log_prob_of_mean(sign * margin, sigmas, None, way.draws)
-        after = torch.empty_like(before)
+        sides[sign] = {"before": before}
+        if folds:
+            sides[sign]["after"] = after = torch.empty_like(before)
         for here, law in folds:
             after[here] = law.log_prob_of_mean(sign * margin[here], sigmas, None, way.draws)
-        sides[sign] = {"before": before, "after": after}
-    scores, curves = {}, {}
-    for when in ("before", "after"):
+    scores: dict[str, CalibrationScore | None] = {"after": None}
+    curves: dict[str, tuple[ReliabilityBin, ...]] = {"after": ()}
+    for when in sides[1]:
         curve = reliability(sides[1][when].exp(), pairs.target)
         scores[when] = _score(curve, sides[1][when], sides[-1][when], pairs)
         curves[when] = _bins(curve, pairs.prompt)
@@ -287,6 +304,7 @@ def _bins(curve: Reliability, prompt: Tensor) -> tuple[ReliabilityBin, ...]:
 def _config(fitted: Calibration, pairs: HeldOut, settings: CalibrationSettings, source: str) -> CalibrationConfig:
     law = fitted.choice
     assert isinstance(law, TabulatedThurstone)
+    parameters = fit_parameters(pairs)
     levels = [
         LevelCalibrationConfig(
             sigma=level.sigma,
@@ -306,7 +324,7 @@ def _config(fitted: Calibration, pairs: HeldOut, settings: CalibrationSettings, 
         kind=fitted.kind,
         levels=tuple(levels),
         disagreement=law.disagreement,
-        parameters=LawParametersConfig(**asdict(fit_parameters(pairs))),
+        parameters=None if parameters is None else LawParametersConfig(**asdict(parameters)),
         pairs=len(pairs),
         prompts=len(set(pairs.prompt.tolist())),
         draws=pairs.draws,

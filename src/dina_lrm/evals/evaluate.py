@@ -38,6 +38,7 @@ from dina_lrm.types import Conditioning
 __all__ = [
     "ScoredSplit",
     "accuracy_gap",
+    "encode_shown",
     "evaluate",
     "make_card",
     "prompt_seed",
@@ -156,14 +157,11 @@ def _score(
     max_batch_size: int,
 ) -> _Answers:
     """Score rows of the latents, each with its own prompt, which seeds the noise, and the one that is shown."""
-    words = list(dict.fromkeys(shown for _, _, shown in asked))
-    place = {word: i for i, word in enumerate(words)}
-    conditioning = _encode(model, words)
     answers = []
     for first in range(0, len(asked), _CHUNK):
         part = asked[first : first + _CHUNK]
         answer = model.score(
-            conditioning=conditioning[torch.tensor([place[shown] for _, _, shown in part])],
+            conditioning=encode_shown(model, [shown for _, _, shown in part]),
             latents=data.latents([row for row, _, _ in part]),
             sigmas=rule.sigmas,
             draws=rule.draws,
@@ -177,9 +175,18 @@ def _score(
     return _Answers(torch.cat(utility), torch.cat(reward))
 
 
-def _encode(model: RewardModel, words: Sequence[str]) -> Conditioning:
-    parts = [list(words[i : i + _PROMPT_CHUNK]) for i in range(0, len(words), _PROMPT_CHUNK)]
-    return Conditioning.cat([model.encode_prompts(part) for part in parts])
+def encode_shown(model: RewardModel, prompts: Sequence[str]) -> Conditioning:
+    """Conditioning of a few candidates: all prompts of a large split at once would not fit on the device.
+
+    Args:
+        model: whose text encoders are asked, for each text once.
+        prompts: of each candidate.
+    """
+    words = list(dict.fromkeys(prompts))
+    place = {word: i for i, word in enumerate(words)}
+    parts = [words[i : i + _PROMPT_CHUNK] for i in range(0, len(words), _PROMPT_CHUNK)]
+    encoded = Conditioning.cat([model.encode_prompts(part) for part in parts])
+    return encoded[torch.tensor([place[prompt] for prompt in prompts])]
 
 
 def evaluate(

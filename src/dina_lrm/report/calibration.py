@@ -41,8 +41,9 @@ def write_reliability(report: CalibrationReport, path: Path) -> None:
     places = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
     for axes, curve, quality in zip(places, report.curves, report.calibration.quality, strict=False):
         _draw(axes, curve)
+        after = "not judged" if quality.after is None else f"{100 * quality.after.ece:.1f} points"
         axes.set_title(
-            f"{curve.label}\nECE {100 * quality.before.ece:.1f} to {100 * quality.after.ece:.1f} points",
+            f"{curve.label}\nECE {100 * quality.before.ece:.1f} to {after}",
             fontsize=8,
             color=_INK,
         )
@@ -60,7 +61,8 @@ def write_reliability(report: CalibrationReport, path: Path) -> None:
 def _draw(axes: Axes, curve: CalibrationCurve) -> None:
     axes.plot([50, 100], [50, 100], color=_MUTED, linewidth=0.8, linestyle=(0, (4, 2.5)))
     _line(axes, curve.before, _BEFORE, "before", 0)
-    _line(axes, curve.after, _AFTER, "after, on other prompts", 1)
+    if curve.after:
+        _line(axes, curve.after, _AFTER, "after, on other prompts", 1)
     axes.set_box_aspect(1)
     axes.grid(color="#e8eaed", linewidth=0.6)
     axes.set_axisbelow(True)
