@@ -21,6 +21,7 @@ from dina_lrm.scoring.questions import Question, Reading
 from dina_lrm.serve.errors import DeadlineError, DrainingError, QueueFullError, WorkerError
 from dina_lrm.serve.observer import EngineObserver, Observer
 from dina_lrm.serve.prompts import PromptCache
+from dina_lrm.serve.threads import use_torch_threads
 from dina_lrm.serve.worker import CallWork, ReadWork, Work, Worker
 from dina_lrm.types import Conditioning
 
@@ -66,7 +67,7 @@ class Engine:
         self._empty.set()
         self._worker = Worker(name, model, max_batch_size, self._observer)
         # Several, so that one large question's noise does not hold up the others' steps; with a torch thread each.
-        self._aside = ThreadPoolExecutor(ASIDE_THREADS, f"dina-lrm {name} aside", torch.set_num_threads, (1,))
+        self._aside = ThreadPoolExecutor(ASIDE_THREADS, f"dina-lrm {name} aside", use_torch_threads, (1,))
 
     @property
     def status(self) -> EngineStatus:

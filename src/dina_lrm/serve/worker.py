@@ -19,6 +19,7 @@ from dina_lrm.scoring.questions import Reading
 from dina_lrm.serve.batcher import Batcher, Share, Task
 from dina_lrm.serve.errors import DrainingError, WorkerError
 from dina_lrm.serve.observer import EngineObserver
+from dina_lrm.serve.threads import use_torch_threads
 
 R = TypeVar("R")
 MOST_DEATHS = 3  # without a batch between them, before nobody is sent after the dead
@@ -139,7 +140,6 @@ class Worker:
         self._deaths = 0
         self._closed = False
         self._changed = threading.Condition()
-        # New threads take torch's last setting, whosoever it was; this one takes that of the caller.
         self._threads = torch.get_num_threads()
         self._thread = self._start()
 
@@ -179,7 +179,7 @@ class Worker:
         return thread
 
     def _run(self) -> None:
-        torch.set_num_threads(self._threads)
+        use_torch_threads(self._threads)
         try:
             with torch.no_grad():
                 while shares := self._next():
