@@ -79,7 +79,7 @@ class RemoteSuite(RewardFunctionSuite):
 
     @pytest.mark.parametrize("most", [1, 2])
     def test_many_samples_travel_in_parts(self, function, model, latents, text, most, monkeypatch):
-        monkeypatch.setattr(samples, "MOST_SAMPLES", most)
+        monkeypatch.setattr(samples, "MOST_STATES", most)
         for ask in (
             dict(conditioning=text, latents=latents, draws=2),
             dict(conditioning=text[:1], latents=latents, seed=[4, 5, 6]),

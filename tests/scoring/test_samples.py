@@ -21,9 +21,9 @@ def test_few_samples_travel_in_one_request():
     assert whole.parts() == [whole] and len(whole) == 5
 
 
-@pytest.mark.parametrize("limit", ["MOST_SAMPLES", "MOST_BYTES"])
+@pytest.mark.parametrize("limit", ["MOST_STATES", "MOST_BYTES"])
 def test_many_are_cut_and_what_stands_for_all_stands_for_each_part(monkeypatch, limit):
-    monkeypatch.setattr(samples, limit, 2 if limit == "MOST_SAMPLES" else 2 * (LATENTS[0].nbytes + 4))
+    monkeypatch.setattr(samples, limit, 2 if limit == "MOST_STATES" else 2 * (LATENTS[0].nbytes + 4))
     whole = Samples({"latents": LATENTS}, (), {"prompt_embeds": EMBEDS[:1]}, (), (1, 2, 3, 4, 5))
     parts = whole.parts()
     assert [len(part) for part in parts] == [2, 2, 1]
@@ -33,7 +33,7 @@ def test_many_are_cut_and_what_stands_for_all_stands_for_each_part(monkeypatch, 
 
 
 def test_pictures_are_numbered_anew_in_each_part(monkeypatch):
-    monkeypatch.setattr(samples, "MOST_SAMPLES", 2)
+    monkeypatch.setattr(samples, "MOST_STATES", 2)
     files = [torch.full((place + 1,), place, dtype=torch.uint8) for place in range(3)]
     parts = Samples({}, files, {}, ("a", "b", "c"), 0).parts()
     assert [sorted(part.blob) for part in parts] == [["image.0", "image.1"], ["image.0"]]
@@ -50,7 +50,7 @@ def test_pictures_are_numbered_anew_in_each_part(monkeypatch):
     ],
 )
 def test_what_does_not_fit_together_is_left_to_the_server_to_refuse(monkeypatch, wrong):
-    monkeypatch.setattr(samples, "MOST_SAMPLES", 2)
+    monkeypatch.setattr(samples, "MOST_STATES", 2)
     assert wrong.parts() == [wrong]
 
 

@@ -467,3 +467,29 @@ async def test_a_fault_of_the_server_is_500_and_says_nothing_of_itself(golden_mo
         response = await client.post("/v1/compare", json={"prompt": "a", "images": words()["images"]})
         assert error_of(response) == (500, "internal") and "NoneType" not in response.text
         assert (await client.get("/healthz")).status_code == 200
+
+
+@in_loop
+async def test_junk_in_bulk_is_refused_before_it_is_made_into_anything(golden_model) -> None:
+    async with serving(golden_model) as client:
+        for junk in (b"1," * 500_000, b'"",' * 30_000):
+            body = b'{"images": [], "prompts": [' + junk.rstrip(b",") + b"]}"
+            response = await client.post("/v1/score_images", content=body, headers={"content-type": "application/json"})
+            assert response.status_code == 422 and "more than 20000 values" in response.text
+        response = await client.post("/v1/score_images", json={**words(1), "prompts": [1] * 3000})
+        assert response.status_code == 422 and "more)" not in response.text  # the first fault ends the reading
+        response = await client.post("/v1/score_images", json={**words(1), "prompts": [PROMPT] * 3000})
+        assert response.status_code == 422 and "1 samples need 1 or 1 prompts, got 3000" in response.text
+        response = await client.post("/v1/models", content=b"x" * 20_000, headers={"content-type": "application/json"})
+        assert response.status_code in (403, 413)
+
+
+@in_loop
+async def test_what_no_queue_holds_is_refused_before_noise_is_drawn(golden_model, monkeypatch) -> None:
+    def drawn(*_: Any) -> None:
+        raise AssertionError("noise was drawn for a request that is refused")
+
+    monkeypatch.setattr("dina_lrm.noise.ensembles.seeded_noise", drawn)
+    async with serving(golden_model, max_queue=64) as client:
+        response = await client.post("/v1/score_images", json=words(2, draws=64))
+    assert response.status_code == 422 and "at most 64 are accepted" in response.text

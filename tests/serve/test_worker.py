@@ -47,8 +47,9 @@ async def test_what_a_dead_worker_held_is_read_by_the_next():
     story.model.gate.set()
     assert await found(tasks) == [[0.0], [1.0], [2.0], [3.0]]
     assert story.engine.status == "ready" and story.deaths == 1
+    # Who stood beside it in the first batch is a matter of which thread was faster.
     fatal, again = [batch for batch in story.model.batches if 0.0 in batch]
-    assert fatal == again and len(fatal) == 2
+    assert len(fatal) == len(again) == 2
     story.engine.close()
 
 

@@ -117,7 +117,10 @@ def score_calls(
         raise ValueRangeError(f"prompts must be a list of one or more strings, got {prompts!r}")
     seeds = int(seed) if isinstance(seed, int) else tuple(int(one) for one in seed)
     samples = Samples(tensors, files, _conditioning(conditioning), tuple(prompts or ()), seeds)
-    return [_score_call(options, part, _looks(ensemble)) for part in samples.parts()]
+    return [
+        _score_call(options, part, _looks(ensemble))
+        for part in samples.parts(len(ensemble.sigmas) * ensemble.max_draws)
+    ]
 
 
 def state_calls(options: Options, state: NoisedState, conditioning: Conditioning) -> list[Call[Reward]]:

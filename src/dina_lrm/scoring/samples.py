@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dina_lrm.types import Reward
 
-MOST_SAMPLES = 256
+MOST_STATES = 256  # half of what a server's queue holds unless told otherwise
 MOST_BYTES = 32 * 2**20  # half of what a server takes unless told otherwise
 
 
@@ -60,14 +60,17 @@ class Samples:
         pictures = {f"image.{place}": file for place, file in enumerate(self.files)}
         return {**self.tensors, **pictures, **self.text}
 
-    def parts(self) -> list[Samples]:
-        """The same in requests of at most `MOST_SAMPLES` samples and about `MOST_BYTES`.
+    def parts(self, states_each: int = 1) -> list[Samples]:
+        """The same in requests of at most `MOST_STATES` states and about `MOST_BYTES`.
 
         What does not fit together stays in one: the server says why it is wrong.
+
+        Args:
+            states_each: levels x draws of a sample.
         """
         count = len(self)
         total = sum(tensor.nbytes for tensor in self.blob.values())
-        at_once = max(1, min(MOST_SAMPLES, int(MOST_BYTES / max(1, total / count))))
+        at_once = max(1, min(MOST_STATES // states_each, int(MOST_BYTES / max(1, total / count))))
         if at_once >= count or not self._fits_together():
             return [self]
         return [self[start : start + at_once] for start in range(0, count, at_once)]

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, FailFast, Field
 from torch import Tensor
 
 from dina_lrm.errors import DataError
@@ -63,6 +63,8 @@ REQUEST = "request"  # the name of the request's JSON in a blob's metadata, and 
 
 MAX_LEVELS = 64
 MAX_DRAWS = 1024
+MAX_SAMPLES = 4096
+Texts = Annotated[tuple[str, ...], FailFast(), Field(max_length=MAX_SAMPLES)]
 Sigma = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 TieBand = Annotated[float, Field(ge=0, lt=0.5)]
@@ -118,7 +120,7 @@ class ScoreOptions(WireRequest):
     adaptive: AdaptiveOptions | None = None
     fusion: Fusion = "mean"
     antithetic: bool = False
-    seed: Seed | tuple[Seed, ...] | None = 0
+    seed: Seed | Annotated[tuple[Seed, ...], Field(max_length=MAX_SAMPLES)] | None = 0
     deadline_ms: int | None = Field(None, ge=1, le=24 * 3600 * 1000)
 
     @property
@@ -139,8 +141,8 @@ class ScoreRequest(ScoreOptions):
     """
 
     model: str | None = None
-    prompts: tuple[str, ...] = ()
-    images: tuple[str, ...] = ()
+    prompts: Texts = ()
+    images: Texts = ()
 
 
 class CompareRequest(ScoreOptions):
@@ -157,7 +159,7 @@ class CompareRequest(ScoreOptions):
     draws: int = Field(4, ge=1, le=MAX_DRAWS)
     model: str | None = None
     prompt: str | None = None
-    images: tuple[str, ...] = ()
+    images: Texts = ()
     tie_band: TieBand = 0.05
 
 
@@ -173,7 +175,7 @@ class RankRequest(ScoreOptions):
 
     model: str | None = None
     prompt: str | None = None
-    images: tuple[str, ...] = ()
+    images: Texts = ()
     tie_band: TieBand = 0.05
 
 

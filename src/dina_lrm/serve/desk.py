@@ -17,7 +17,7 @@ import torch
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive
 
-from dina_lrm.errors import DataError, InputError, ValueRangeError
+from dina_lrm.errors import DataError, InputError, ShapeError, ValueRangeError
 from dina_lrm.noise import Adaptive, NoiseEnsemble
 from dina_lrm.scoring.questions import Part, Question
 from dina_lrm.scoring.wire import MODEL_HEADER, CompareRequest, RankRequest, ScoreOptions, ScoreRequest
@@ -134,19 +134,24 @@ class Desk:
         )
         try:
             engine = self.pool.engine(asked.request.model or named)
-            check_budget(asked.request, samples_of(asked), self.settings)
+            states = states_of(asked, self.settings)
 
             async def work(visit: Visit) -> T:
                 subject = await self.subject(engine, visit, asked)
                 self.note(http, engine, len(subject), prompts_of(asked.request))
                 return await visit.answer(question_of(engine, asked, subject))
 
-            return await self.inside(http, engine, work, asked.request.deadline_ms)
+            return await self.inside(http, engine, work, asked.request.deadline_ms, states)
         except InputError as error:
             raise refusal_of(error, asked.input_status) from error
 
     async def inside(
-        self, http: Request, engine: Engine, work: Callable[[Visit], Awaitable[T]], deadline_ms: int | None = None
+        self,
+        http: Request,
+        engine: Engine,
+        work: Callable[[Visit], Awaitable[T]],
+        deadline_ms: int | None = None,
+        states: int = 1,
     ) -> Answer[T]:
         """Do work in a model's queue, as long as the client waits for it.
 
@@ -155,19 +160,25 @@ class Desk:
             engine: of the model.
             work: what is done there.
             deadline_ms: that the request names; else the header may.
+            states: that will be read at least: there is room for them before anything is made for them.
 
         Returns:
             What came of it.
         """
-        return await while_connected(http.receive, self.admitted(http, engine, work, deadline_ms))
+        return await while_connected(http.receive, self.admitted(http, engine, work, deadline_ms, states))
 
     async def admitted(
-        self, http: Request, engine: Engine, work: Callable[[Visit], Awaitable[T]], deadline_ms: int | None = None
+        self,
+        http: Request,
+        engine: Engine,
+        work: Callable[[Visit], Awaitable[T]],
+        deadline_ms: int | None = None,
+        states: int = 1,
     ) -> Answer[T]:
         """Do work in a model's queue, whoever waits for it; arguments as in `inside`."""
         deadline_ms = deadline_ms or _deadline_of(http)
         deadline = None if deadline_ms is None else time.monotonic() + deadline_ms / 1000
-        async with engine.admit(client=client_of(http.scope), deadline=deadline) as visit:
+        async with engine.admit(client=client_of(http.scope), states=states, deadline=deadline) as visit:
             return Answer(await work(visit), engine.name, self.revision(engine))
 
     def note(self, http: Request, engine: Engine, samples: int, prompts: Sequence[str]) -> None:
@@ -306,18 +317,26 @@ def ensemble_of(options: ScoreOptions) -> NoiseEnsemble:
     return NoiseEnsemble(options.sigmas, options.rule, options.fusion, options.antithetic)
 
 
-def check_budget(options: ScoreOptions, samples: int, settings: ServeSettings) -> None:
-    """Refuse requests for more work than one may ask for.
+def states_of(asked: Asked[Any], settings: ServeSettings) -> int:
+    """States that a request makes the model read at least; all of them where draws are not adaptive.
 
     Args:
-        options: levels and draws.
-        samples: candidates.
+        asked: the request.
         settings: limits.
 
+    Returns:
+        Candidates x levels x draws.
+
     Raises:
-        ValueRangeError: too many candidates, or too many states.
+        ValueRangeError: too many candidates, or too many states at most.
+        ShapeError: neither one prompt nor one a candidate.
     """
+    options, samples = asked.request, samples_of(asked)
     check_samples(samples, settings)
+    prompts = len(prompts_of(options))
+    if prompts not in (0, 1, samples):
+        raise ShapeError(f"{samples} samples need 1 or {samples} prompts, got {prompts}")
+    adaptive = isinstance(options.rule, Adaptive)
     draws = options.rule.max_draws if isinstance(options.rule, Adaptive) else options.rule
     states = samples * len(options.sigmas) * draws
     if states > settings.max_states:
@@ -325,6 +344,7 @@ def check_budget(options: ScoreOptions, samples: int, settings: ServeSettings) -
             f"{samples} candidates x {len(options.sigmas)} sigmas x {draws} draws are {states} states, at most "
             f"{settings.max_states} are read for one request"
         )
+    return max(1, states // draws if adaptive else states)
 
 
 def check_samples(samples: int, settings: ServeSettings) -> None:

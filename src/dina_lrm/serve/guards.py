@@ -30,6 +30,11 @@ def state_of(scope: Scope) -> MutableMapping[str, Any]:
     return state
 
 
+# Bodies of a few words, which are parsed where all others wait.
+SMALL_BODIES = ("/v1/arena/votes", "/v1/models")
+SMALL_BODY_BYTES = 16 * 1024
+
+
 def client_of(scope: Scope) -> str:
     """Who takes turns with others: set by `KeyGuard`."""
     client: str = state_of(scope).get("client", "unknown")
@@ -105,9 +110,10 @@ class BodyGuard:
         if declared is not None and not (declared.isascii() and declared.isdigit()):
             return await refuse(Refusal(400, "bad_request", "content-length is no number"), scope, receive, send)
         # By digits first: a number of thousands of them is refused without being made.
-        if declared is not None and (len(declared) > 18 or int(declared) > self._settings.max_body_bytes):
-            return await refuse(_too_large(declared, self._settings), scope, receive, send)
-        arriving = _Arriving(receive, self._settings, self._gate)
+        limit = SMALL_BODY_BYTES if scope["path"] in SMALL_BODIES else self._settings.max_body_bytes
+        if declared is not None and (len(declared) > 18 or int(declared) > limit):
+            return await refuse(_too_large(declared, limit), scope, receive, send)
+        arriving = _Arriving(receive, self._settings, self._gate, limit)
         try:
             await self._app(scope, arriving.receive, send)
         finally:
@@ -117,8 +123,9 @@ class BodyGuard:
 class _Arriving:
     """One body."""
 
-    def __init__(self, receive: Receive, settings: ServeSettings, gate: Gate) -> None:
+    def __init__(self, receive: Receive, settings: ServeSettings, gate: Gate, limit: int) -> None:
         self.received = 0
+        self._limit = limit
         self._receive, self._settings, self._gate = receive, settings, gate
         self._started: float | None = None
         self._whole = False
@@ -143,15 +150,15 @@ class _Arriving:
     def _count(self, size: int) -> None:
         self.received += size
         self._gate.held_bytes += size
-        if self.received > self._settings.max_body_bytes:
-            raise _too_large(f"more than {self.received - size}", self._settings)
+        if self.received > self._limit:
+            raise _too_large(f"more than {self.received - size}", self._limit)
         if self._gate.held_bytes > self._settings.max_held_bytes:
             told = f"the server holds {self._gate.held_bytes - size} bytes of other requests and has no room for more"
             raise Refusal(503, "busy", f"{told}; ask again later", {"retry-after": "1"})
 
 
-def _too_large(size: str, settings: ServeSettings) -> Refusal:
-    told = f"the body has {size:.30} bytes, at most {settings.max_body_bytes} are taken; send fewer candidates at once"
+def _too_large(size: str, limit: int) -> Refusal:
+    told = f"the body has {size:.30} bytes, at most {limit} are taken; send fewer candidates at once"
     return Refusal(413, "too_large", told)
 
 

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, FailFast, Field
 
 from dina_lrm.errors import InputError, ShapeError, WorkError
-from dina_lrm.scoring.wire import JSON_TYPE, ScoreRequest, WireReply
+from dina_lrm.scoring.wire import JSON_TYPE, MAX_SAMPLES, ScoreRequest, WireReply
 from dina_lrm.serve.asked import Asked, read_json
 from dina_lrm.serve.desk import Desk, check_samples, read_body, while_connected
 from dina_lrm.serve.engine import Visit
@@ -61,8 +61,8 @@ class RewardWanted(TrainerRequest):
         required_rewards: names of models.
     """
 
-    history: Annotated[tuple[Turn, ...], Field(min_length=1)]
-    required_rewards: Annotated[tuple[str, ...], Field(min_length=1, max_length=16)]
+    history: Annotated[tuple[Turn, ...], FailFast(), Field(min_length=1, max_length=MAX_SAMPLES)]
+    required_rewards: Annotated[tuple[str, ...], FailFast(), Field(min_length=1, max_length=16)]
 
 
 class UniRlRequest(TrainerRequest):
@@ -72,7 +72,7 @@ class UniRlRequest(TrainerRequest):
         requests: scored apart from each other.
     """
 
-    requests: Annotated[tuple[RewardWanted, ...], Field(min_length=1)]
+    requests: Annotated[tuple[RewardWanted, ...], FailFast(), Field(min_length=1, max_length=MAX_SAMPLES)]
 
 
 class UniRlReply(WireReply):
@@ -96,8 +96,8 @@ class FlowFactoryRequest(TrainerRequest):
         video: not scored here.
     """
 
-    prompt: Annotated[tuple[str, ...], Field(min_length=1)]
-    image: tuple[str, ...] | None = None
+    prompt: Annotated[tuple[str, ...], FailFast(), Field(min_length=1, max_length=MAX_SAMPLES)]
+    image: Annotated[tuple[str, ...] | None, Field(max_length=MAX_SAMPLES)] = None
     video: Any = None
 
 
