@@ -120,8 +120,11 @@ async def test_the_gate_waits_for_those_inside() -> None:
 
 @in_loop
 async def test_the_log_names_the_request_and_no_prompt(caplog, monkeypatch) -> None:
-    # A server that another test ran in this process may have taken the log for itself.
-    monkeypatch.setattr(logging.getLogger("dina_lrm.serve"), "propagate", True)
+    # Whoever configured the log before, in this process: it is heard here, and at its source.
+    logger = logging.getLogger("dina_lrm.serve")
+    monkeypatch.setattr(logger, "handlers", [caplog.handler])
+    monkeypatch.setattr(logger, "propagate", False)
+    monkeypatch.setattr(logger, "disabled", False)
 
     async def failing(scope, receive, send):
         raise ValueError("a girl walking in the street")
