@@ -2,6 +2,7 @@
 
 from dina_lrm.checkpoint.convert import Conversion, calibrated_copy, convert_model, refuse_place
 from dina_lrm.checkpoint.describe import describe, is_published, load_any, verify
+from dina_lrm.checkpoint.fingerprint import fingerprint
 from dina_lrm.checkpoint.folder import load_model, refuse_foreign, save_calibration, save_model, verify_model
 from dina_lrm.checkpoint.format import (
     BaseReference,
@@ -35,6 +36,7 @@ __all__ = [
     "calibrated_copy",
     "convert_model",
     "describe",
+    "fingerprint",
     "is_published",
     "load_any",
     "load_model",

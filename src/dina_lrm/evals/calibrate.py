@@ -6,9 +6,8 @@ other. Where a half is too small for a fit, "after" is not judged. The parameter
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from dina_lrm.checkpoint import (
     CalibrationScore,
     LawParametersConfig,
     LevelCalibrationConfig,
+    fingerprint,
 )
 from dina_lrm.data import PreferenceData
 from dina_lrm.errors import DataError, ValueRangeError
@@ -188,26 +188,12 @@ def held_out_pairs(
 
 
 def _depends_on(model: RewardModel, data: PreferenceData, settings: CalibrationSettings) -> dict[str, Any]:
-    """What a candidate's utility depends on: the weights themselves, since a published folder names no hashes."""
-    backbone = model.network.backbone
-    config = model.config.model_dump(mode="json", exclude={"calibration", "likelihood", "notes", "provenance", "files"})
-    own = backbone.network_state() if model.config.backbone.weights == "own" else {}
+    """What a candidate's utility depends on."""
     return {
-        "config": config,
-        "weights": [_digest(part) for part in (model.network.head.state_dict(), backbone.adapter_state(), own)],
-        "base": [backbone.base, backbone.revision, backbone.signature()],
-        "dtype": str(backbone.dtype),
+        "model": fingerprint(model.network, model.config),
         "data": sha256_file(data.folder / "dataset.json"),
         "settings": json.dumps({k: v for k, v in asdict(settings).items() if k not in ("kind", "max_batch_size")}),
     }
-
-
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    found = hashlib.sha256()
-    for name, value in sorted(tensors.items()):
-        found.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
-        found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return found.hexdigest()
 
 
 def _ways(pairs: HeldOut) -> list[_Way]:

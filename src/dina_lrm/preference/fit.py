@@ -12,6 +12,8 @@ from itertools import combinations
 
 import numpy as np
 import torch
+from scipy.optimize import brentq, minimize, minimize_scalar
+from scipy.special import polygamma
 from torch import Tensor
 
 from dina_lrm.errors import DataError, ShapeError
@@ -36,7 +38,7 @@ MOST_DOF = (
     1000.0  # so many draws of one pair outweigh what was known before: no knowledge of others is certain of a new one
 )
 MOST_REFERENCES = 1000  # candidates that each other one is held against for the logistic map
-_STEPS, _TOLERANCE = 60, 1e-8
+_TOLERANCE = 1e-8
 _SINGULAR = 1e-5  # curvature along one direction, of that along the other, which says nothing any more
 
 
@@ -201,7 +203,7 @@ def fit_parameters(pairs: HeldOut) -> LawParameters | None:
         variance = logs[0].exp() * squares + logs[1].exp()
         return vote_loss(margin / (2 * variance).sqrt(), target).mean(dim=(1, 2))
 
-    logs = _newton(loss, torch.tensor([0.0, -3.0], dtype=torch.float64))
+    logs = _least(loss, [0.0, -3.0])
     bends = torch.linalg.eigvalsh(_bend(loss, logs)[2])
     if float(bends[0]) <= _SINGULAR * float(bends[-1]):
         return None
@@ -234,7 +236,8 @@ def fit_margin_spread(margin: Tensor) -> MarginSpread:
     excess = float(logs.var() - torch.special.polygamma(1, half)) if len(logs) > 1 else 0.0
     if excess <= 0:
         return MarginSpread(float(logs.mean().exp()), MOST_DOF)
-    prior = _inverse_trigamma(excess)
+    # Smyth's equation `trigamma(prior) = excess`; `1 / x < trigamma(x) < 1 / (x - 1/2)` holds its root.
+    prior = brentq(lambda x: polygamma(1, x) - excess, 1 / excess, 0.5 + 1 / excess)
     shift = torch.special.digamma(torch.tensor(prior, dtype=torch.float64)) - math.log(prior)
     return MarginSpread(float((logs.mean() + shift).exp()), min(2 * prior, MOST_DOF))
 
@@ -276,7 +279,7 @@ def _deviation(margin: Tensor, target: Tensor, sigma: float) -> float:
     def loss(slope: Tensor) -> Tensor:
         return vote_loss(margin.flatten() * slope[0] / size, target.flatten())
 
-    slope = float(_newton(loss, torch.ones(1, dtype=torch.float64))[0]) / size
+    slope = float(_least(loss, [1.0])[0]) / size
     if not slope * size > 1e-3:
         raise DataError(
             f"at sigma {sigma:g} the votes do not follow the model's utilities at all; it cannot be calibrated on these pairs"
@@ -303,8 +306,8 @@ def _with_disagreement(law: TabulatedThurstone, pairs: HeldOut) -> TabulatedThur
             total += float(vote_loss(mean / deviation, pairs.target).mean())
         return total
 
-    best = _golden(lambda log: loss(math.exp(log)), math.log(1e-3), math.log(20.0))
-    return TabulatedThurstone(law.sigmas, law.single, law.settled, math.exp(best))
+    found = minimize_scalar(lambda log: loss(math.exp(log)), bounds=(math.log(1e-3), math.log(20.0)), method="bounded")
+    return TabulatedThurstone(law.sigmas, law.single, law.settled, math.exp(found.x))
 
 
 def _fit_logistic(utility: Tensor, deviation: float) -> tuple[float, float]:
@@ -319,36 +322,22 @@ def _fit_logistic(utility: Tensor, deviation: float) -> tuple[float, float]:
         logit = line[0] * unit + line[1]
         return -(wins * torch.nn.functional.logsigmoid(logit) + (1 - wins) * torch.nn.functional.logsigmoid(-logit))
 
-    slope, shift = _newton(loss, torch.tensor([1.0, 0.0], dtype=torch.float64)).tolist()
+    slope, shift = _least(loss, [1.0, 0.0]).tolist()
     spread = float(size) / slope
     return float(middle) - shift * spread, spread
 
 
-def _newton(loss: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
-    """The parameters `[p]` of the least mean loss, by Newton steps that are halved until they help.
-
-    Where the curvature is not that of a bowl the step goes along the gradient.
-
-    Args:
-        loss: of parameters `[p]`, a value each observation.
-        start: first guess.
-    """
-    at = start
-    for _ in range(_STEPS):
-        before, gradient, curvature = _bend(loss, at)
-        if float(gradient.abs().max()) < _TOLERANCE:
-            break
-        bowl = bool((torch.linalg.eigvalsh(curvature) > 1e-12).all())
-        step = torch.linalg.solve(curvature, gradient) if bowl else gradient / gradient.norm()
-        step = step * min(1.0, 3.0 / float(step.norm()))
-        for _ in range(40):
-            if float(loss(at - step).mean()) <= before:
-                break
-            step = step / 2
-        at = at - step
-        if float(step.abs().max()) < _TOLERANCE:
-            break
-    return at
+def _least(loss: Callable[[Tensor], Tensor], start: Sequence[float]) -> Tensor:
+    """The parameters `[p]` of the least mean loss; the loss is of parameters `[p]`, a value each observation."""
+    found = minimize(
+        lambda at: tuple(map(np.asarray, _bend(loss, torch.from_numpy(at))[:2])),
+        np.asarray(start),
+        jac=True,
+        hess=lambda at: _bend(loss, torch.from_numpy(at))[2].numpy(),
+        method="trust-exact",
+        options={"gtol": _TOLERANCE},
+    )
+    return torch.from_numpy(found.x)
 
 
 def _bend(loss: Callable[[Tensor], Tensor], at: Tensor) -> tuple[float, Tensor, Tensor]:
@@ -375,32 +364,3 @@ def _numbered(values: Tensor) -> tuple[Tensor, Tensor]:
     """The distinct values, ascending, and which of them each is."""
     names, places = np.unique(values.numpy(), return_inverse=True)
     return torch.from_numpy(names), torch.from_numpy(places)
-
-
-def _inverse_trigamma(value: float) -> float:
-    """The x whose trigamma is `value`, above 0 (Smyth 2004, appendix)."""
-    x = torch.tensor(0.5 + 1 / value, dtype=torch.float64)
-    for _ in range(50):
-        trigamma = torch.special.polygamma(1, x)
-        step = trigamma * (1 - trigamma / value) / torch.special.polygamma(2, x)
-        x = x + step
-        if float(-step / x) < 1e-10:
-            break
-    return float(x)
-
-
-def _golden(function: Callable[[float], float], low: float, high: float) -> float:
-    """Where a function with one valley is least, by golden section."""
-    ratio = (math.sqrt(5) - 1) / 2
-    left, right = high - ratio * (high - low), low + ratio * (high - low)
-    at_left, at_right = function(left), function(right)
-    for _ in range(40):
-        if at_left <= at_right:
-            high, right, at_right = right, left, at_left
-            left = high - ratio * (high - low)
-            at_left = function(left)
-        else:
-            low, left, at_left = left, right, at_right
-            right = low + ratio * (high - low)
-            at_right = function(right)
-    return (low + high) / 2

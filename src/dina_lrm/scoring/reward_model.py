@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dina_lrm.checkpoint import CalibrationConfig, LoadedModel, ModelConfig, load_any, save_model
+from dina_lrm.checkpoint import CalibrationConfig, LoadedModel, ModelConfig, fingerprint, load_any, save_model
 from dina_lrm.errors import ShapeError, ValueRangeError
 from dina_lrm.images import group_by_size
 from dina_lrm.noise import Adaptive, Fusion, NoiseEnsemble
@@ -83,6 +83,11 @@ class RewardModel:
     def with_calibration(self, calibration: CalibrationConfig) -> RewardModel:
         """The same network under another calibration, such as `dina_lrm.evals.calibrate` fits; nothing is copied."""
         return RewardModel(LoadedModel(self.network, self.config.model_copy(update={"calibration": calibration})))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of all that its utilities depend on, the weights among it, as it is when it is first asked for."""
+        return fingerprint(self.network, self.config)
 
     @property
     def device(self) -> torch.device:

@@ -57,7 +57,7 @@ class Answer(Generic[T]):
     Attributes:
         value: the finding.
         model: name of who found it.
-        revision: of its files: a hash of its configuration, which names theirs.
+        revision: a hash of its weights and its configuration.
     """
 
     value: T
@@ -213,9 +213,9 @@ class Desk:
         return Fit(backbone.native_size, backbone.image_multiple)
 
     def revision(self, engine: Engine) -> str:
-        """What tells one state of a model's files from another."""
+        """What tells a model from any that answers otherwise."""
         if engine not in self._revisions:
-            told = engine.model.config.model_dump_json()
+            told = engine.model.fingerprint + engine.model.config.model_dump_json()
             self._revisions[engine] = hashlib.sha256(told.encode()).hexdigest()[:16]
         return self._revisions[engine]
 

@@ -40,9 +40,11 @@ class ModelSource:
 
     def load(self) -> RewardModel:
         """The model; raises what `RewardModel.from_pretrained` does."""
-        return RewardModel.from_pretrained(
+        model = RewardModel.from_pretrained(
             self.path, base=self.base, device=self.device, dtype=DTYPES[self.dtype], revision=self.revision
         )
+        _ = model.fingerprint  # of gigabytes, perhaps: taken here, where nobody waits for answers
+        return model
 
 
 @dataclass

@@ -73,7 +73,7 @@ class EngineJudge(Judge):
         if engine is None:
             return None
         if engine not in self._identities:
-            told = f"{engine.model.config.model_dump_json()}\n{self.ensemble!r}\n{self.seed}"
+            told = f"{engine.model.fingerprint}\n{self.ensemble!r}\n{self.seed}"
             self._identities[engine] = f"{engine.name}:{hashlib.sha256(told.encode()).hexdigest()[:16]}"
         return self._identities[engine]
 
