@@ -34,9 +34,8 @@ __all__ = [
 FEWEST_PAIRS = 50
 FEWEST_PROMPTS = 5
 FEWEST_DRAWS = 4  # to measure how margins move over them
-MOST_DOF = (
-    1000.0  # so many draws of one pair outweigh what was known before: no knowledge of others is certain of a new one
-)
+# So many draws of one pair outweigh what was known before: no knowledge of others is certain of a new one.
+MOST_DOF = 1000.0
 MOST_REFERENCES = 1000  # candidates that each other one is held against for the logistic map
 _TOLERANCE = 1e-8
 _SINGULAR = 1e-5  # curvature along one direction, of that along the other, which says nothing any more
