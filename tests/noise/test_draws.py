@@ -49,3 +49,13 @@ def test_unknown_fusion_and_wrong_seed_count_are_refused():
         NoiseEnsemble(fusion="sum")
     with pytest.raises(ShapeError, match="2 samples need one seed or 2, got 3"):
         NoiseEnsemble().noise(torch.zeros(2, 1, 2, 2), [1, 2, 3])
+
+
+def test_draws_bit_by_bit_are_those_of_one_call_and_none_is_drawn_twice(monkeypatch):
+    ensemble, latents, drawing = NoiseEnsemble(draws=6, antithetic=True), torch.zeros(2, 2, 4, 4), {}
+    whole, drawn, randn = ensemble.noise(latents, [5, 6]), [], torch.randn
+    monkeypatch.setattr(torch, "randn", lambda *size, **how: drawn.append(size) or randn(*size, **how))
+    parts = [ensemble.noise(latents, [5, 6], start, stop, drawing) for start, stop in ((0, 2), (2, 6))]
+    assert torch.equal(torch.cat(parts), whole) and len(drawn) == 2 * 3
+    odd = [ensemble.noise(latents, 5, start, stop, drawing) for start, stop in ((0, 1), (1, 4), (0, 6))]
+    assert torch.equal(torch.cat(odd[:2])[:, 0], whole[:4, 0]) and torch.equal(odd[2][:, 1], whole[:, 0])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
+import threading
 from typing import Any
 
 import httpx2
@@ -12,12 +14,14 @@ import torch
 from PIL import Image
 from pydantic import SecretStr
 
+from dina_lrm.errors import WorkError
 from dina_lrm.noise import Adaptive
+from dina_lrm.noise.draws import SeededNoise
 from dina_lrm.scoring.wire import ComparisonReply, RankingReply, RewardReply, pack
 from dina_lrm.serve.settings import ServeSettings
 from dina_lrm.types import Conditioning, NoisedState
-from tests.serve.fake import in_loop
-from tests.serve.serving import base64_of, call, error_of, file_of, random_picture, serving
+from tests.serve.fake import PATIENCE, in_loop, settle
+from tests.serve.serving import base64_of, call, error_of, file_of, random_picture, scope_of, serving
 
 BLOB = {"content-type": "application/octet-stream"}
 KEY = "a-key-of-more-than-sixteen"
@@ -489,7 +493,47 @@ async def test_what_no_queue_holds_is_refused_before_noise_is_drawn(golden_model
     def drawn(*_: Any) -> None:
         raise AssertionError("noise was drawn for a request that is refused")
 
-    monkeypatch.setattr("dina_lrm.noise.ensembles.seeded_noise", drawn)
+    monkeypatch.setattr("dina_lrm.noise.ensembles.SeededNoise", drawn)
     async with serving(golden_model, max_queue=64) as client:
         response = await client.post("/v1/score_images", json=words(2, draws=64))
     assert response.status_code == 422 and "at most 64 are accepted" in response.text
+
+
+@in_loop
+async def test_noise_is_made_no_further_than_it_is_read_when_the_client_hangs_up(golden_model, monkeypatch) -> None:
+    drawn, reading, gone, model = [], threading.Event(), threading.Event(), copy.copy(golden_model)
+    draw = SeededNoise._draw
+    monkeypatch.setattr(SeededNoise, "_draw", lambda noise: drawn.append(noise) or draw(noise))
+
+    def read(*_: Any) -> None:
+        reading.set()
+        assert gone.wait(PATIENCE)
+        raise WorkError("what is read of it is read in vain")
+
+    model.read = read
+    body = [json.dumps(words(1, draws=64)).encode()]
+    async with serving(model, max_batch_size=2) as client:
+
+        async def receive() -> dict[str, Any]:
+            if body:
+                return {"type": "http.request", "body": body.pop(), "more_body": False}
+            await settle(reading.is_set)
+            return {"type": "http.disconnect"}
+
+        async def send(_: Any) -> None:
+            pass
+
+        await client.app(scope_of("/v1/score_images", {"content-type": "application/json"}), receive, send)
+        gone.set()
+        assert client.pool.engine().accepted == 0
+    assert len(drawn) == 4 * 2  # four batches of two
+
+
+@in_loop
+async def test_states_that_are_made_bit_by_bit_are_those_that_are_made_at_once(golden_model) -> None:
+    options = {"sigmas": [0.2, 0.7], "draws": 6, "antithetic": True, "seed": [1, 2]}
+    with torch.no_grad():
+        wanted = golden_model.score(prompts=[PROMPT], images=pictures(), **(options | {"seed": (1, 2)}))
+    async with serving(golden_model, max_batch_size=1) as client:
+        response = await client.post("/v1/score_images", json=words(**options))
+    assert same(RewardReply.model_validate_json(response.content), wanted)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
 from dina_lrm.errors import ConfigError, ShapeError, ValueRangeError
-from dina_lrm.noise.draws import seeded_noise
+from dina_lrm.noise.draws import SeededNoise
 
 Fusion = Literal["mean", "tokens", "weighted"]
+Drawing: TypeAlias = MutableMapping[tuple[tuple[int, ...], int], SeededNoise]  # by shape and seed: where each stands
 
 
 def _is_whole(number: object) -> bool:
@@ -90,7 +91,14 @@ class NoiseEnsemble:
         """Utilities that one draw gives: one a level, or one for all with "tokens"."""
         return 1 if self.fusion == "tokens" else len(self.sigmas)
 
-    def noise(self, latents: Tensor, seed: int | Sequence[int], start: int = 0, stop: int | None = None) -> Tensor:
+    def noise(
+        self,
+        latents: Tensor,
+        seed: int | Sequence[int],
+        start: int = 0,
+        stop: int | None = None,
+        drawing: Drawing | None = None,
+    ) -> Tensor:
         """The noise of draws `start` to `stop`: `[draws b c h w]`, on the latents' device and in their dtype.
 
         One seed serves the whole batch, so that candidates meet the same noise; a sequence gives each sample its own. A
@@ -101,23 +109,27 @@ class NoiseEnsemble:
             seed: one for all, or one a sample.
             start: first draw.
             stop: draw after the last; None takes all.
+            drawing: kept by whoever asks for draws bit by bit, so that none is drawn twice.
 
         Raises:
             ShapeError: as many seeds as samples were not given.
         """
         stop = self.max_draws if stop is None else stop
-        shape = latents.shape[1:]
+        shape, drawing = tuple(latents.shape[1:]), {} if drawing is None else drawing
         if isinstance(seed, int):
-            noise = self._draws(shape, seed, start, stop).unsqueeze(1).expand(stop - start, *latents.shape)
+            noise = self._draws(shape, seed, start, stop, drawing).unsqueeze(1).expand(stop - start, *latents.shape)
         elif len(seed) != len(latents):
             raise ShapeError(f"{len(latents)} samples need one seed or {len(latents)}, got {len(seed)}")
         else:
-            drawn = {one: self._draws(shape, one, start, stop) for one in dict.fromkeys(seed)}
+            drawn = {one: self._draws(shape, one, start, stop, drawing) for one in dict.fromkeys(seed)}
             noise = torch.stack([drawn[one] for one in seed], dim=1)
         return noise.to(latents)
 
-    def _draws(self, shape: Sequence[int], seed: int, start: int, stop: int) -> Tensor:
+    def _draws(self, shape: tuple[int, ...], seed: int, start: int, stop: int, drawing: Drawing) -> Tensor:
+        if (shape, seed) not in drawing:
+            drawing[shape, seed] = SeededNoise(shape, seed)
+        draw = drawing[shape, seed]
         if not self.antithetic:
-            return seeded_noise(shape, seed, stop)[start:]
-        pairs = seeded_noise(shape, seed, (stop + 1) // 2)
-        return torch.stack([pairs, -pairs], dim=1).flatten(0, 1)[start:stop]
+            return draw(start, stop)
+        pairs = draw(start // 2, (stop + 1) // 2)
+        return torch.stack([pairs, -pairs], dim=1).flatten(0, 1)[start % 2 : start % 2 + stop - start]

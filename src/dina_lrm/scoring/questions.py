@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias, TypeVar
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 from dina_lrm.errors import ShapeError, ValueRangeError
 from dina_lrm.metrics import SequentialTest, Spread, looks_at, moderated, student_quantile
 from dina_lrm.noise import Adaptive, ForwardProcess, NoiseEnsemble
+from dina_lrm.noise.ensembles import Drawing
 from dina_lrm.preference import Calibration, Likelihood
 from dina_lrm.scoring.summary import Draws, Levels
 from dina_lrm.types import Comparison, Conditioning, NoisedState, Ranking, Reward, TensorRecord
@@ -139,12 +140,14 @@ class Candidates:
         conditioning: of each sample `[b]`, or one for all.
         seed: of the noise; one for all, or one a sample.
         noise: `[b c h w]` in place of seeded noise.
+        drawing: where the draws of a question stand; each question begins anew.
     """
 
     parts: tuple[Part, ...]
     conditioning: Conditioning
     seed: int | tuple[int, ...]
     noise: Tensor | None = None
+    drawing: Drawing = field(default_factory=dict, repr=False, compare=False)
 
     def __len__(self) -> int:
         return sum(len(part.places) for part in self.parts)
@@ -171,7 +174,7 @@ class Candidates:
         if self.noise is not None:
             return self.noise[part.places.to(self.noise.device)].to(part.latents).unsqueeze(0)
         seed = self.seed if isinstance(self.seed, int) else [self.seed[place] for place in part.places.tolist()]
-        return ensemble.noise(part.latents, seed, start, stop)
+        return ensemble.noise(part.latents, seed, start, stop, self.drawing)
 
 
 @dataclass(frozen=True)
@@ -184,6 +187,8 @@ class Asker:
         calibration: utility to reward.
         levels: the levels that are read where these are asked for.
         add_noise: False reads clean latents under the stated sigma.
+        states_ahead: most states that are made for one reading, but for a single draw of all candidates; None makes all that
+            are asked for together. Whoever may stop a question in its midst bounds what is made in vain.
     """
 
     process: ForwardProcess
@@ -191,6 +196,7 @@ class Asker:
     calibration: Calibration
     levels: Callable[[Sequence[float]], list[float]]
     add_noise: bool
+    states_ahead: int | None = None
 
     def score(self, candidates: Candidates, ensemble: NoiseEnsemble) -> Question[Reward]:
         """Rewards of all candidates, each with its own number of draws if that is adaptive.
@@ -198,7 +204,7 @@ class Asker:
         Raises:
             ValueRangeError: adaptive draws without a standard error to reach.
         """
-        levels = self._levels(candidates, ensemble)
+        levels, candidates = self._levels(candidates, ensemble), replace(candidates, drawing={})
         seen = Draws.none(len(candidates), ensemble)
         everyone = torch.arange(len(candidates))
         if not isinstance(ensemble.draws, Adaptive):
@@ -290,13 +296,20 @@ class Asker:
             some = part
             if not chosen.all():
                 some = Part(part.places[chosen], part.latents[chosen.to(part.latents.device)])
-            reading = self._reading(candidates, some, ensemble, levels, start, stop)
-            utility = yield reading
-            by_draw = utility.view(stop - start, len(some.places), ensemble.columns)
-            found.append(by_draw.transpose(0, 1))
+            drawn = []
+            at_once = self._draws_at_once(len(some.places) * len(levels.sigmas), stop - start)
+            for first in range(start, stop, at_once):
+                last = min(stop, first + at_once)
+                utility = yield self._reading(candidates, some, ensemble, levels, first, last)
+                drawn.append(utility.view(last - first, len(some.places), ensemble.columns))
+            found.append(torch.cat(drawn).transpose(0, 1))
             places.append(some.places)
         order = torch.cat(places).argsort()  # `which` is in ascending order
         return torch.cat(found)[order.to(found[0].device)]
+
+    def _draws_at_once(self, states: int, draws: int) -> int:
+        """Of so many draws of so many states each: those that one reading may hold."""
+        return draws if self.states_ahead is None else max(1, min(draws, self.states_ahead // states))
 
     def _reading(
         self, candidates: Candidates, part: Part, ensemble: NoiseEnsemble, levels: Levels, start: int, stop: int
@@ -322,7 +335,7 @@ class Asker:
         """Draw until the best is known: those that it surely beats get no more draws."""
         if not 0 <= tie_band < 0.5:
             raise ValueRangeError(f"tie_band must be 0 or more and below 0.5, got {tie_band:g}")
-        levels = self._levels(candidates, ensemble)
+        levels, candidates = self._levels(candidates, ensemble), replace(candidates, drawing={})
         seen = Draws.none(len(candidates), ensemble)
         if not isinstance(ensemble.draws, Adaptive):
             everyone = torch.arange(len(candidates))

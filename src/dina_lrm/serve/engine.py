@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dina_lrm.errors import ValueRangeError
 from dina_lrm.scoring import RewardModel
-from dina_lrm.scoring.questions import Question, Reading
+from dina_lrm.scoring.questions import Asker, Question, Reading
 from dina_lrm.serve.errors import DeadlineError, DrainingError, QueueFullError, WorkerError
 from dina_lrm.serve.observer import EngineObserver, Observer
 from dina_lrm.serve.prompts import PromptCache
@@ -27,6 +27,7 @@ from dina_lrm.types import Conditioning
 
 T = TypeVar("T")
 ASIDE_THREADS = min(4, os.cpu_count() or 1)
+BATCHES_AHEAD = 4  # of one question's states, so that batches are full; they are in vain if nobody waits any more
 EngineStatus: TypeAlias = Literal["ready", "draining", "failed"]
 
 
@@ -35,7 +36,8 @@ class Engine:
 
     A request enters by `admit`, which takes places for its states or refuses it, and leaves with its answer. Its
     question's own steps (drawing noise, summing up) run in threads aside, its states are read by the worker, in batches
-    with those of others. Whoever stops waiting, because time is up or the client hung up, takes the work along.
+    with those of others. Whoever stops waiting, because time is up or the client hung up, takes the work along: of a
+    question of `asker` no more is made than the reading that it is at.
 
     Attributes:
         name: of the model.
@@ -75,6 +77,11 @@ class Engine:
         if self._worker.failure is not None:
             return "failed"
         return "draining" if self._draining else "ready"
+
+    @property
+    def asker(self) -> Asker:
+        """Makes questions for this engine, whose states are made a few batches ahead and not all at once."""
+        return replace(self.model.asker, states_ahead=BATCHES_AHEAD * self.max_batch_size)
 
     @property
     def accepted(self) -> int:

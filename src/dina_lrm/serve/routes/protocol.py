@@ -41,7 +41,7 @@ def protocol_router(desk: Desk) -> APIRouter:
             seeds = asked.seeds or tuple(fresh_seed() for _ in asked.u)
 
             async def work(visit: Visit) -> Reward:
-                return await visit.answer(_question(engine.model.asker, subject, asked.u, seeds))
+                return await visit.answer(_question(engine.asker, subject, asked.u, seeds))
 
             answer = await desk.inside(http, engine, work)
         except InputError as error:

@@ -50,7 +50,7 @@ def scores_router(desk: Desk) -> APIRouter:
             if len(subject) != 2:
                 raise ShapeError(f"a comparison is of two candidates, got {len(subject)}")
             candidates = Candidates(subject.parts, _one_prompt(subject), seed.one(asked.request))
-            return engine.model.asker.compare(candidates, ensemble_of(asked.request), asked.request.tie_band)
+            return engine.asker.compare(candidates, ensemble_of(asked.request), asked.request.tie_band)
 
         answer = await desk.ask(http, CompareRequest, question)
         return json_response(ComparisonReply.of(answer.value, answer.model, answer.revision, seed.value))
@@ -62,7 +62,7 @@ def scores_router(desk: Desk) -> APIRouter:
 
         def question(engine: Engine, asked: Asked[RankRequest], subject: Subject) -> Question[Ranking]:
             candidates = Candidates(subject.parts, _one_prompt(subject), seed.one(asked.request))
-            return engine.model.asker.rank(candidates, ensemble_of(asked.request), asked.request.tie_band)
+            return engine.asker.rank(candidates, ensemble_of(asked.request), asked.request.tie_band)
 
         answer = await desk.ask(http, RankRequest, question)
         return json_response(RankingReply.of(answer.value, answer.model, answer.revision, seed.value))
@@ -105,7 +105,7 @@ def score_question(engine: Engine, asked: Asked[ScoreRequest], subject: Subject)
     if not isinstance(seed, int) and len(seed) != len(subject):
         raise ShapeError(f"{len(subject)} candidates need one seed or {len(subject)}, got {len(seed)}")
     candidates = Candidates(subject.parts, subject.conditioning, seed, noise)
-    return engine.model.asker.score(candidates, ensemble_of(options))
+    return engine.asker.score(candidates, ensemble_of(options))
 
 
 def _state_question(engine: Engine, asked: Asked[ScoreRequest], subject: Subject) -> Question[Reward]:
@@ -117,7 +117,7 @@ def _state_question(engine: Engine, asked: Asked[ScoreRequest], subject: Subject
         raise DataError("noised_latents are noised already: leave noise out")
     check_sigma(sigma)
     state = NoisedState(subject.parts[0].latents, sigma.to(engine.model.device))
-    return engine.model.asker.state(state, subject.conditioning)
+    return engine.asker.state(state, subject.conditioning)
 
 
 def _one_prompt(subject: Subject) -> Conditioning:
