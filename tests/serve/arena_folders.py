@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 
 from dina_lrm.data import Candidate, Origin, PreferenceData, PreferencePair, write_preference_data
-from dina_lrm.errors import WorkError
+from dina_lrm.errors import ImageError
 from dina_lrm.serve.arena import Judge
+from dina_lrm.serve.errors import WorkerError
 
 NUM_PROMPTS, NUM_CANDIDATES = 12, 4
 
@@ -41,7 +42,11 @@ def webp(image: Image.Image) -> bytes:
 
 
 def preference_folder(
-    folder: Path, shape: Sequence[int] = (4, 2, 2), num_prompts: int = NUM_PROMPTS, missing_previews: int = 0
+    folder: Path,
+    shape: Sequence[int] = (4, 2, 2),
+    num_prompts: int = NUM_PROMPTS,
+    missing_previews: int = 0,
+    **made_by: object,
 ) -> PreferenceData:
     """Candidates with previews, each with latents of its own; the last ones of each prompt without a preview."""
     candidates, row = [], 0
@@ -56,7 +61,7 @@ def preference_folder(
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(row, *shape, generator=generator).half().float()
     pairs = {"test": [PreferencePair(prompt_of(0), name_of(0, 0), name_of(0, 1), 3, 1)]}
-    return write_preference_data(folder, candidates, latents, pairs, "things", {"model": "none"})
+    return write_preference_data(folder, candidates, latents, pairs, "things", {"model": "none", **made_by})
 
 
 def picture_folder(folder: Path, num_prompts: int = 3, sides: Sequence[int] = (32,)) -> Path:
@@ -81,6 +86,7 @@ class KnowingJudge(Judge):
         self.asked: list[str] = []
         self.name: str | None = name
         self.broken = False
+        self.bad: set[str] = set()
 
     @property
     def identity(self) -> str | None:
@@ -90,7 +96,9 @@ class KnowingJudge(Judge):
         self.asked.append(prompt)
         await asyncio.sleep(0)
         if self.broken:
-            raise WorkError("out of order")
+            raise WorkerError("out of order")
+        if self.bad & set(candidates):
+            raise ImageError("no picture")
         return [-float(name.rpartition("-")[2].removesuffix(".png")) for name in candidates]
 
     def probability(self, margins: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import logging
 import zipfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -26,7 +27,7 @@ from dina_lrm.serve.observer import Observer
 from dina_lrm.serve.settings import ServeSettings
 from tests.serve.arena_folders import NUM_CANDIDATES, picture_folder, preference_folder, prompt_of
 from tests.serve.fake import in_loop
-from tests.serve.serving import error_of
+from tests.serve.serving import error_of, file_of, random_picture
 
 SHAPE = (16, 8, 8)
 SETTINGS = ArenaSettings(random_share=0.5, seed=1, draws=2, sigmas=(0.3, 0.6))
@@ -166,6 +167,43 @@ async def test_votes_are_compared_with_the_served_model(arena: Arena, golden_mod
         agreed += bool(reward.utility[0] > reward.utility[1]) == (one.choice == "left")
     assert stats["random"]["agreed"] == stats["mine"]["agreed"] == agreed
     assert stats["random"]["interval"][0] <= stats["random"]["share"] <= stats["random"]["interval"][1]
+
+
+@in_loop
+async def test_latents_of_another_space_are_not_judged_and_both_are_named(tmp_path: Path, golden_model, caplog) -> None:
+    preference_folder(tmp_path / "things", SHAPE, **{"class": "Other", "vae_scaling_factor": 0.5})
+    arena = Arena.open(tmp_path / "things", tmp_path / "arena.sqlite", SETTINGS)
+    with caplog.at_level(logging.WARNING):
+        async with voting(arena, golden_model) as (client, _):
+            for _ in range(3):
+                assert (await vote(client, "left"))["recorded"]
+            await arena.settled()
+            stats = (await client.get("/v1/arena/stats?voter=ann")).json()
+            scored = arena.store._rows("SELECT COUNT(*) FROM scores")[0][0]
+    assert stats["model"] is None and stats["answers"] == 3 and scored == 0
+    for part in ("things holds latents of Other", "VAE scaling_factor 0.5", "SD3Transformer2DModel"):
+        assert part in stats["objection"]
+    assert len([one for one in caplog.records if "does not judge" in one.getMessage()]) == 1
+
+
+@in_loop
+async def test_a_picture_that_cannot_be_read_gives_way_to_others(tmp_path: Path, golden_model) -> None:
+    folder = picture_folder(tmp_path / "own", num_prompts=1)
+    file = folder / "0-1.png"
+    whole = file_of(random_picture(1))
+    file.write_bytes(whole[: len(whole) // 2])
+    arena = Arena.open(folder, tmp_path / "arena.sqlite", SETTINGS)
+    async with voting(arena, None) as (client, _):
+        seen = []
+        for number in range(20):
+            pair = (await client.get(f"/v1/arena/pair?voter=voter{number}")).json()
+            pictures = [await client.get(f"/v1/arena/pictures/{pair[side]}") for side in ("left", "right")]
+            seen.append([one.status_code for one in pictures])
+            for lost in (one for one in pictures if one.status_code != 200):
+                assert error_of(lost) == (422, "bad_input") and "own" not in lost.text and ".png" not in lost.text
+                again = (await client.get(f"/v1/arena/pair?voter=voter{number}")).json()
+                assert again["pair"] != pair["pair"]
+    assert sum(one != [200, 200] for one in seen) == 1 and seen[-1] == [200, 200]
 
 
 @in_loop

@@ -41,20 +41,25 @@ class Agreement(BaseModel):
     expected: float | None
 
     @classmethod
-    def of(cls, votes: Sequence[Vote], utilities: Mapping[str, float], probability: Callable[[Tensor], Tensor]) -> Self:
+    def of(
+        cls, votes: Sequence[Vote], utilities: Mapping[str, float], probability: Callable[[Tensor], Tensor] | None
+    ) -> Self:
         """Count.
 
         Args:
             votes: of any kind.
             utilities: of the candidates that the model has scored.
-            probability: P(first preferred) for margins `[n]`.
+            probability: P(first preferred) for margins `[n]`; None where nobody judges.
         """
         decided = [vote for vote in votes if vote.choice in ("left", "right")]
         known = [vote for vote in decided if vote.left in utilities and vote.right in utilities]
         margins = torch.tensor([utilities[vote.left] - utilities[vote.right] for vote in known], dtype=torch.float64)
         sides = torch.tensor([1.0 if vote.choice == "left" else -1.0 for vote in known], dtype=torch.float64)
         agreed = float(((margins.sign() * sides + 1) / 2).sum())
-        certainty = probability(margins)
+        expected = None
+        if known and probability is not None:
+            certainty = probability(margins)
+            expected = float(torch.maximum(certainty, 1 - certainty).mean())
         return cls(
             votes=sum(vote.choice != "skip" for vote in votes),
             decided=len(decided),
@@ -64,5 +69,5 @@ class Agreement(BaseModel):
             agreed=agreed,
             share=agreed / len(known) if known else None,
             interval=wilson_interval(agreed, len(known)),
-            expected=float(torch.maximum(certainty, 1 - certainty).mean()) if known else None,
+            expected=expected,
         )

@@ -16,10 +16,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from dina_lrm.config import Config
 from dina_lrm.data import PreferenceData
-from dina_lrm.errors import DataError
+from dina_lrm.errors import DataError, DinaError
 from dina_lrm.serve.arena.agreement import Agreement
 from dina_lrm.serve.arena.export import Encode, export_votes
-from dina_lrm.serve.arena.judge import Judge, NoJudge
+from dina_lrm.serve.arena.judge import Judge
 from dina_lrm.serve.arena.selection import (
     Pair,
     expected_information,
@@ -32,6 +32,7 @@ from dina_lrm.serve.arena.selection import (
 from dina_lrm.serve.arena.source import CandidateSource, open_source
 from dina_lrm.serve.arena.store import Choice, Sampling, Vote, VoteStore
 from dina_lrm.serve.arena.tickets import NONCE_BYTES, Showing, TicketOffice
+from dina_lrm.serve.errors import UnavailableError
 
 REMEMBERED_VOTERS = 10_000
 log = logging.getLogger(__name__)
@@ -89,8 +90,10 @@ class ArenaStats(BaseModel):
         candidates: of these prompts.
         voters: who have answered.
         answers: votes and skips.
-        model: who is compared with; null where no model is loaded.
+        model: who is compared with; null where no model is loaded, or the one that is objects.
+        objection: why the model judges none of these candidates; null if it has nothing against them.
         unscored: decided votes whose candidates the model has not scored yet.
+        unscorable: decided votes with a candidate that the model cannot score.
         random: agreement on pairs at random: an estimate for all pairs of the collection.
         active: on pairs picked because the model was unsure: lower than that, and no estimate of it.
         mine: on the random pairs of the voter who asks; null if nobody is named.
@@ -105,7 +108,9 @@ class ArenaStats(BaseModel):
     voters: int
     answers: int
     model: str | None
+    objection: str | None
     unscored: int
+    unscorable: int
     random: Agreement
     active: Agreement
     mine: Agreement | None
@@ -121,7 +126,7 @@ class Arena:
         source: of the candidates.
         store: of votes and utilities.
         settings: how pairs are picked.
-        judge: whose opinion guides the choice and is compared with.
+        judge: whose opinion guides the choice and is compared with; None for nobody's.
     """
 
     def __init__(
@@ -133,7 +138,7 @@ class Arena:
     ) -> None:
         self.source, self.store = source, store
         self.settings = settings or ArenaSettings()
-        self.judge = judge or NoJudge()
+        self.judge = judge
         self._office = TicketOffice(store.secret, source.prompt_of)
         prompts = sorted(source.by_prompt)
         apart = set_apart(prompts, self.settings.random_share, self.settings.seed)
@@ -146,6 +151,8 @@ class Arena:
         for vote in store.votes():
             self._remember(vote)
         self._known: dict[str, set[str]] = {}  # candidates that were scored, by the judge's identity
+        self._aside: dict[str, set[str]] = {}  # candidates that could not be scored, by the judge's identity
+        self._unreadable: set[str] = set()  # candidates whose picture cannot be shown
         self._scoring: dict[str, asyncio.Task[None]] = {}
         self._shown: dict[str, ShownPair] = {}  # to voters who have a name
 
@@ -191,9 +198,22 @@ class Arena:
         self.store.close()
 
     def picture(self, name: str) -> bytes | None:
-        """The WebP of a picture, by the name in a pair; None if there is none."""
+        """The WebP of a picture, by the name in a pair; None if there is none.
+
+        Raises:
+            DataError: it cannot be read; its pairs are not shown again.
+        """
         candidate = self._office.candidate(name)
-        return None if candidate is None else self.source.shown(candidate)
+        if candidate is None:
+            return None
+        try:
+            return self.source.shown(candidate)
+        except DinaError as error:
+            if candidate not in self._unreadable:
+                log.warning("arena: %r cannot be shown and is set aside: %s", candidate, error)
+            self._unreadable.add(candidate)
+            # The error's own words name a file, and voters are strangers.
+            raise DataError("this picture of the arena cannot be read; ask for another pair") from None
 
     def next_pair(self, voter: str) -> ShownPair:
         """A pair for a voter; a fresh one each time for whoever has no name.
@@ -209,7 +229,8 @@ class Arena:
         """
         answers = self.store.votes(voter=voter) if voter else []
         shown = self._shown.get(voter)
-        if shown is None or shown.answered != len(answers):
+        lost = {self._office.picture(candidate) for candidate in self._unreadable}
+        if shown is None or shown.answered != len(answers) or not lost.isdisjoint((shown.left, shown.right)):
             shown = self._deal(voter, answers)
         if voter and shown.pair is not None:
             self._shown[voter] = shown
@@ -224,6 +245,8 @@ class Arena:
             nonce = random.Random(f"{self.settings.seed}\n{voter}\n{len(answers)}").randbytes(NONCE_BYTES)
         rng = random.Random(self.settings.seed.to_bytes(8, "big") + nonce)
         seen = {ordered(vote.left, vote.right) for vote in answers}
+        for lost in list(self._unreadable):
+            seen.update(ordered(lost, other) for other in self.source.by_prompt[self.source.prompt_of[lost]])
         kinds: list[Sampling] = ["random", "active"]
         if rng.random() >= self.settings.random_share:
             kinds.reverse()
@@ -272,16 +295,18 @@ class Arena:
             voter: whose own numbers are wanted too; empty for nobody's.
         """
         votes = self.store.votes()
-        identity = self.judge.identity
+        identity = self._identity
         named = sorted({name for vote in votes for name in (vote.left, vote.right)})
         known = {} if identity is None else self.store.utilities(identity, named)
 
         def agreement(sampling: Sampling, among: Sequence[Vote]) -> Agreement:
             chosen = [vote for vote in among if vote.sampling == sampling]
-            return Agreement.of(chosen, known, self.judge.probability if known else NoJudge().probability)
+            return Agreement.of(chosen, known, None if self.judge is None else self.judge.probability)
 
         mine = [vote for vote in votes if vote.voter == voter] if voter else []
         on_random, on_active = agreement("random", votes), agreement("active", votes)
+        aside = self._aside.get(identity or "", set())
+        hopeless = sum(vote.choice in ("left", "right") and not aside.isdisjoint(vote.sides) for vote in votes)
         return ArenaStats(
             source=self.source.name,
             prompts=len(self.source.by_prompt),
@@ -289,7 +314,9 @@ class Arena:
             voters=len({vote.voter for vote in votes}),
             answers=len(votes),
             model=None if identity is None else identity.rpartition(":")[0],
-            unscored=sum(one.decided - one.compared for one in (on_random, on_active)),
+            objection=None if self.judge is None else self.judge.objection,
+            unscored=sum(one.decided - one.compared for one in (on_random, on_active)) - hopeless,
+            unscorable=hopeless,
             random=on_random,
             active=on_active,
             mine=agreement("random", mine) if voter else None,
@@ -316,14 +343,14 @@ class Arena:
 
     def look_ahead(self) -> None:
         """Have candidates scored in the background, inside a running event loop: of what was voted on, then of others."""
-        identity = self.judge.identity
-        if identity is None:
+        judge, identity = self.judge, self._identity
+        if judge is None or identity is None:
             return
         for prompt, candidates in (*self._behind(identity), *self._to_come(identity)):
             if len(self._scoring) >= self.settings.ahead:
                 return
             if prompt not in self._scoring:
-                self._scoring[prompt] = asyncio.create_task(self._score(prompt, candidates, identity))
+                self._scoring[prompt] = asyncio.create_task(self._score(judge, prompt, candidates, identity))
 
     async def settled(self) -> None:
         """Wait until nothing is being scored."""
@@ -332,34 +359,56 @@ class Arena:
 
     def _behind(self, identity: str) -> Iterator[tuple[str, list[str]]]:
         """Candidates that were voted on and are not scored, by prompt."""
-        known = self._scored(identity)
+        done = self._done(identity)
         for prompt, candidates in list(self._voted.items()):
-            if not candidates <= known:
-                yield prompt, sorted(candidates - known)
+            if not candidates <= done:
+                yield prompt, sorted(candidates - done)
 
     def _to_come(self, identity: str) -> Iterator[tuple[str, list[str]]]:
         """Prompts whose pairs may be picked next, in any order, with their candidates that are not scored."""
-        known = self._scored(identity)
+        done = self._done(identity)
         for prompt in random.sample(self._prompts["active"], len(self._prompts["active"])):
-            candidates = [name for name in self.source.by_prompt[prompt] if name not in known]
+            candidates = [name for name in self.source.by_prompt[prompt] if name not in done]
             if candidates:
                 yield prompt, candidates
 
-    async def _score(self, prompt: str, candidates: Sequence[str], identity: str) -> None:
+    async def _score(self, judge: Judge, prompt: str, candidates: Sequence[str], identity: str) -> None:
         try:
-            found = await self.judge.utilities(prompt, candidates)
-            if self.judge.identity == identity:  # else another model may have answered
-                utilities = dict(zip(candidates, found, strict=True))
-                await asyncio.to_thread(self.store.add_utilities, identity, utilities)
-                self._scored(identity).update(candidates)
+            await self._try(judge, prompt, candidates, identity)
         except Exception as error:  # in the background there is nobody else to tell
             # No vote hangs on it: the pair is shown all the same, and scored another time.
-            log.warning("arena: candidates of a prompt could not be scored: %s: %s", type(error).__name__, error)
+            log.warning("arena: candidates of a prompt are not scored yet: %s: %s", type(error).__name__, error)
             return
         finally:
             del self._scoring[prompt]
         if next(self._behind(identity), None) is not None:
             self.look_ahead()
+
+    async def _try(self, judge: Judge, prompt: str, candidates: Sequence[str], identity: str) -> None:
+        """Have candidates scored: together, or, if that fails, each by itself, so that a bad one is alone set aside."""
+        try:
+            found = await judge.utilities(prompt, candidates)
+        except Exception as error:
+            if isinstance(error, UnavailableError) or judge.identity != identity:
+                raise  # not the candidates' fault
+            if len(candidates) > 1:
+                for one in candidates:
+                    await self._try(judge, prompt, [one], identity)
+                return
+            self._aside.setdefault(identity, set()).update(candidates)
+            log.warning("arena: %r cannot be scored and is set aside: %s", candidates[0], error)
+            return
+        if judge.identity == identity:  # else another model may have answered
+            await asyncio.to_thread(self.store.add_utilities, identity, dict(zip(candidates, found, strict=True)))
+            self._scored(identity).update(candidates)
+
+    @property
+    def _identity(self) -> str | None:
+        return None if self.judge is None else self.judge.identity
+
+    def _done(self, identity: str) -> set[str]:
+        """Candidates that a model need not be asked about any more: scored, or set aside."""
+        return self._scored(identity) | self._aside.get(identity, set())
 
     def _scored(self, identity: str) -> set[str]:
         """Candidates that a model has scored."""
@@ -377,21 +426,20 @@ class Arena:
 
     def _most_telling(self, seen: set[Pair], rng: random.Random) -> Pair | None:
         """The pair whose next vote is expected to tell most, among scored prompts; None where there is none."""
-        identity = self.judge.identity
-        if identity is None:
+        judge, identity = self.judge, self._identity
+        if judge is None or identity is None:
             return None
-        known, by_prompt = self._scored(identity), self.source.by_prompt
-        ready = [prompt for prompt in self._prompts["active"] if known.issuperset(by_prompt[prompt])]
+        done, aside, by_prompt = self._done(identity), self._aside.get(identity, set()), self.source.by_prompt
+        ready = [prompt for prompt in self._prompts["active"] if done.issuperset(by_prompt[prompt])]
         pool = rng.sample(ready, min(self.settings.pool, len(ready)))
-        pairs = [pair for prompt in pool for pair in pairs_of(by_prompt[prompt]) if pair not in seen]
+        scored = {prompt: [name for name in by_prompt[prompt] if name not in aside] for prompt in pool}
+        pairs = [pair for prompt in pool for pair in pairs_of(scored[prompt]) if pair not in seen]
         if not pairs:
             return None
-        utilities = self.store.utilities(identity, [name for prompt in pool for name in by_prompt[prompt]])
+        utilities = self.store.utilities(identity, [name for prompt in pool for name in scored[prompt]])
         margins = torch.tensor([utilities[one] - utilities[other] for one, other in pairs], dtype=torch.float64)
         votes = tally(self.store.votes(prompts=pool))
         counts = torch.tensor([votes.get(pair, (0.0, 0.0)) for pair in pairs], dtype=torch.float64)
-        told = expected_information(
-            self.judge.probability(margins), counts[:, 0], counts[:, 1], self.settings.prior_votes
-        )
+        told = expected_information(judge.probability(margins), counts[:, 0], counts[:, 1], self.settings.prior_votes)
         best = (told >= told.max() * (1 - 1e-9)).nonzero().flatten().tolist()
         return pairs[rng.choice(best)]

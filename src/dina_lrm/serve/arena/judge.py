@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from weakref import WeakKeyDictionary
@@ -11,7 +12,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from dina_lrm.errors import DinaError
+from dina_lrm.backbones import check_latents
+from dina_lrm.errors import DataError, DinaError
 from dina_lrm.noise import NoiseEnsemble
 from dina_lrm.scoring import RewardModel
 from dina_lrm.scoring.questions import Candidates
@@ -20,6 +22,7 @@ from dina_lrm.serve.engine import Engine
 from dina_lrm.serve.models import ModelPool
 
 CLIENT = "arena"  # takes turns with the server's other clients
+log = logging.getLogger(__name__)
 
 
 class Judge(ABC):
@@ -28,7 +31,12 @@ class Judge(ABC):
     @property
     @abstractmethod
     def identity(self) -> str | None:
-        """Under which its utilities are kept: it changes when they would. None where nobody judges."""
+        """Under which its utilities are kept: it changes when they would. None while nobody judges."""
+
+    @property
+    def objection(self) -> str | None:
+        """Why it will not judge these candidates, in a sentence; None if it has nothing against them."""
+        return None
 
     @abstractmethod
     async def utilities(self, prompt: str, candidates: Sequence[str]) -> list[float]:
@@ -37,20 +45,6 @@ class Judge(ABC):
     @abstractmethod
     def probability(self, margins: Tensor) -> Tensor:
         """P(first preferred) for utility margins `[n]`."""
-
-
-class NoJudge(Judge):
-    """In an arena that no model watches: every pair is as good as any other."""
-
-    @property
-    def identity(self) -> str | None:
-        return None
-
-    async def utilities(self, prompt: str, candidates: Sequence[str]) -> list[float]:
-        raise NotImplementedError("nobody judges")
-
-    def probability(self, margins: Tensor) -> Tensor:
-        return torch.full_like(margins, 0.5)
 
 
 class EngineJudge(Judge):
@@ -66,16 +60,22 @@ class EngineJudge(Judge):
         self.source, self.ensemble, self.seed = source, ensemble, seed
         self._pool = pool
         self._identities: WeakKeyDictionary[Engine, str] = WeakKeyDictionary()
+        self._objections: WeakKeyDictionary[Engine, str | None] = WeakKeyDictionary()
 
     @property
     def identity(self) -> str | None:
         engine = self._engine()
-        if engine is None:
+        if engine is None or self._objection(engine) is not None:
             return None
         if engine not in self._identities:
             told = f"{engine.model.fingerprint}\n{self.ensemble!r}\n{self.seed}"
             self._identities[engine] = f"{engine.name}:{hashlib.sha256(told.encode()).hexdigest()[:16]}"
         return self._identities[engine]
+
+    @property
+    def objection(self) -> str | None:
+        engine = self._engine()
+        return None if engine is None else self._objection(engine)
 
     async def utilities(self, prompt: str, candidates: Sequence[str]) -> list[float]:
         engine = self._pool.engine()
@@ -94,6 +94,17 @@ class EngineJudge(Judge):
 
     def probability(self, margins: Tensor) -> Tensor:
         return self._pool.engine().model.probability(margins, self.ensemble.sigmas, self.ensemble.max_draws)
+
+    def _objection(self, engine: Engine) -> str | None:
+        """Latents that another VAE made say nothing to this model, however well it scores them."""
+        if engine not in self._objections:
+            self._objections[engine] = None
+            try:
+                check_latents(self.source.name, self.source.backbone, engine.model.network.backbone)
+            except DataError as error:
+                self._objections[engine] = str(error)
+                log.warning("arena: model %s does not judge: %s", engine.name, error)
+        return self._objections[engine]
 
     def _engine(self) -> Engine | None:
         try:

@@ -73,6 +73,11 @@ class Vote:
     sampling: Sampling
     at: str
 
+    @property
+    def sides(self) -> tuple[str, str]:
+        """Both candidates."""
+        return self.left, self.right
+
 
 class VoteStore:
     """The arena's file. Threads share it, and several servers may.
