@@ -16,6 +16,7 @@ from torch import Tensor
 from dina_lrm.errors import ShapeError, ValueRangeError
 
 __all__ = [
+    "TIE_BAND",
     "Comparison",
     "Conditioning",
     "FeatureShape",
@@ -29,6 +30,8 @@ __all__ = [
     "check_finite",
     "check_sigma",
 ]
+
+TIE_BAND = 0.05  # probabilities within so much of 1/2 are a tie, unless told otherwise
 
 
 def check_finite(name: str, values: Tensor) -> None:

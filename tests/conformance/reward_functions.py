@@ -6,6 +6,7 @@ The model behind the function is the golden one; `model` is the same in this pro
 from __future__ import annotations
 
 import inspect
+import math
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -13,7 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dina_lrm.errors import DinaError, InputError
+from dina_lrm import errors
+from dina_lrm.errors import ConfigError, DinaError, InputError, ShapeError, ValueRangeError
 from dina_lrm.noise import Adaptive
 from dina_lrm.scoring import RewardModel
 from dina_lrm.scoring.protocol import RewardFunction
@@ -27,6 +29,44 @@ LOOKS = [
     dict(sigmas=(0.4,), draws=4, antithetic=True, seed=2**62),
     dict(sigmas=(0.0, 1.0), draws=2, seed=[1, 2, 3]),
     dict(draws=Adaptive(max_draws=6, standard_error=0.02)),
+]
+
+
+KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, InputError)]
+ONE = torch.zeros(1, 16, 16, 16)
+THREE = torch.zeros(3, 16, 16, 16)
+ALIKE = dict(latents=ONE, prompts=["a"])
+WRONG = [
+    ({}, ShapeError, "either images or latents"),
+    (dict(latents=ONE), ShapeError, "either prompts or conditioning"),
+    (dict(latents=THREE, prompts=["a", "b"]), ShapeError, "need 1 or 3 prompts, got 2"),
+    (dict(latents=THREE, prompts=["a"], seed=[1, 2]), ShapeError, "need one seed or 3, got 2"),
+    (dict(latents=ONE, prompts=[]), ValueRangeError, r"prompts.*\[\]"),
+    (dict(latents=ONE, prompts="a cat"), ValueRangeError, "prompts.*'a cat'"),
+    (dict(latents=ONE, prompts=[None]), ValueRangeError, "prompts.*None"),
+    (dict(latents=torch.zeros(1, 8, 16, 16), prompts=["a"]), ShapeError, r"\[b 16 h w\].*8, 16, 16"),
+    (dict(latents=torch.zeros(1, 16, 15, 16), prompts=["a"]), ShapeError, "multiples of 2.*15"),
+    (dict(latents=torch.zeros(0, 16, 16, 16), prompts=["a"]), ShapeError, r"one sample or more, got \[0"),
+    (dict(latents=torch.zeros(16, 16, 16), prompts=["a"]), ShapeError, r"\[b c h w\].*\[16, 16, 16\]"),
+    (dict(latents=torch.full((1, 16, 16, 16), math.nan), prompts=["a"]), ValueRangeError, "latents.*not finite"),
+    (dict(**ALIKE, sigmas=(1.5,)), ValueRangeError, "sigmas.*1.5"),
+    (dict(**ALIKE, sigmas=()), ValueRangeError, r"sigmas.*\(\)"),
+    (dict(**ALIKE, sigmas=0.4), ValueRangeError, "sigmas.*0.4"),
+    (dict(**ALIKE, draws=0), ValueRangeError, "draws.*0"),
+    (dict(**ALIKE, draws=3, antithetic=True), ValueRangeError, "pairs.*3"),
+    (dict(**ALIKE, draws=Adaptive(9)), ValueRangeError, "standard_error.*none"),
+    (dict(**ALIKE, seed=-1), ValueRangeError, "seed.*-1"),
+    (dict(**ALIKE, seed=1.5), ValueRangeError, "seed.*1.5"),
+    (dict(**ALIKE, fusion="sum"), ConfigError, "fusion.*'sum'"),
+    (dict(**ALIKE, noise=torch.zeros(1, 16, 8, 8)), ShapeError, r"noise.*\[1, 16, 16, 16\].*got \[1, 16, 8, 8\]"),
+    (dict(**ALIKE, noise=ONE, draws=2), ShapeError, "noise.*draws"),
+    (dict(**ALIKE, noise=torch.full_like(ONE, math.inf)), ValueRangeError, "noise.*not finite"),
+    (dict(images=torch.zeros(1, 4, 64, 64), prompts=["a"]), ShapeError, r"3 y x.*\[1, 4, 64, 64\]"),
+    (dict(images=torch.full((1, 3, 64, 64), 2.0), prompts=["a"]), ValueRangeError, "pixels.*2"),
+    (dict(images=torch.zeros(1, 3, 60, 64), prompts=["a"]), ShapeError, "60"),
+    (dict(images=["cat.png"], prompts=["a"]), ShapeError, "PIL pictures.*cat.png"),
+    (dict(images=[], prompts=["a"]), ShapeError, "one or more pictures"),
+    (dict(latents=ONE, conditioning=Conditioning(torch.zeros(1, 7, 5))), ShapeError, "width"),
 ]
 
 
@@ -64,7 +104,7 @@ class RewardFunctionSuite:
         return golden_conditioning
 
     def test_it_takes_what_the_protocol_names(self, function) -> None:
-        for name in ("score", "score_state", "compare", "rank"):
+        for name in ("score", "score_state", "compare", "rank", "best_of"):
             wanted = inspect.signature(getattr(RewardFunction, name)).parameters
             taken = inspect.signature(getattr(type(function), name)).parameters
             assert set(wanted) <= set(taken), name
@@ -159,50 +199,68 @@ class RewardFunctionSuite:
         assert ours.lead is not None and theirs.lead is not None
         assert ours.lead.probability == pytest.approx(theirs.lead.probability, abs=1e-5)
 
+    def test_the_best_are_a_ranking_that_is_cut(self, function, model, latents, text) -> None:
+        ask = dict(conditioning=text[:1], latents=latents, draws=2)
+        ours, theirs = function.best_of(2, **ask), model.rank(**ask)
+        assert ours.order == theirs.order[:2] and ours.decided == theirs.decided
+        agree(ours.reward, theirs.reward)
+
     def test_pictures_are_ranked_and_one_alone_leads_nobody(self, function, model) -> None:
         pictures = [picture(place) for place in range(3)]
         ours, theirs = (one.rank(prompt="a cat", images=pictures) for one in (function, model))
         assert ours.order == theirs.order
         assert function.rank(prompt="a cat", images=pictures[:1]).lead is None
 
+    @pytest.mark.parametrize(("ask", "kind", "message"), WRONG)
+    def test_what_is_wrong_is_the_models_error_with_a_sentence(self, function, model, ask, kind, message) -> None:
+        for one in (model, function):
+            with pytest.raises(InputError, match=message) as told:
+                one.score(**ask)
+            assert type(told.value) is kind, one
+
     @pytest.mark.parametrize(
-        ("ask", "message"),
+        ("verb", "look", "kind", "message"),
         [
-            ({}, "either images or latents"),
-            ({"latents": torch.zeros(1, 16, 16, 16)}, "either prompts or conditioning"),
-            ({"latents": torch.zeros(3, 16, 16, 16), "prompts": ["a", "b"]}, "need 1 or 3 prompts, got 2"),
-            ({"latents": torch.zeros(3, 16, 16, 16), "prompts": ["a"], "seed": [1, 2]}, "need one seed or 3, got 2"),
-            ({"latents": torch.zeros(1, 16, 16, 16), "prompts": []}, "prompts"),
-            ({"latents": torch.zeros(1, 8, 16, 16), "prompts": ["a"]}, r"\[b 16 h w\]"),
-            ({"latents": torch.zeros(1, 16, 15, 16), "prompts": ["a"]}, "multiples of 2"),
-            ({"latents": torch.zeros(0, 16, 16, 16), "prompts": ["a"]}, "one sample or more"),
-            ({"latents": torch.full((1, 16, 16, 16), float("nan")), "prompts": ["a"]}, "not finite"),
-            ({"latents": torch.zeros(1, 16, 16, 16), "prompts": ["a"], "sigmas": (1.5,)}, "sigmas"),
-            ({"latents": torch.zeros(1, 16, 16, 16), "prompts": ["a"], "sigmas": ()}, "sigmas"),
-            ({"latents": torch.zeros(1, 16, 16, 16), "prompts": ["a"], "draws": 0}, "draws"),
-            ({"latents": torch.zeros(1, 16, 16, 16), "prompts": ["a"], "draws": 3, "antithetic": True}, "pairs"),
-            ({"latents": torch.zeros(1, 16, 16, 16), "prompts": ["a"], "draws": Adaptive(9)}, "standard_error"),
-            ({"latents": torch.zeros(1, 16, 16, 16), "prompts": ["a"], "seed": -1}, "seed"),
-            ({"latents": torch.zeros(1, 16, 16, 16), "prompts": ["a"], "fusion": "sum"}, "fusion"),
-            ({"images": torch.zeros(1, 4, 64, 64), "prompts": ["a"]}, "3 y x"),
-            ({"images": ["cat.png"], "prompts": ["a"]}, "PIL pictures"),
-            ({"images": [], "prompts": ["a"]}, "one or more pictures"),
-            ({"latents": torch.zeros(1, 16, 16, 16), "conditioning": Conditioning(torch.zeros(1, 7, 5))}, "width"),
+            ("compare", dict(tie_band=0.7), ValueRangeError, "tie_band.*0.7"),
+            ("compare", dict(seed=1.5), ValueRangeError, "whole number.*1.5"),
+            ("compare", dict(sigmas=(0.4, -0.1)), ValueRangeError, "sigmas.*-0.1"),
+            ("compare", dict(fusion="sum"), ConfigError, "fusion.*'sum'"),
+            ("rank", dict(tie_band=0.5), ValueRangeError, "tie_band.*0.5"),
+            ("rank", dict(draws=3, antithetic=True), ValueRangeError, "even, got 3"),
+            ("best_of", dict(k=4), ValueRangeError, r"1\.\.3, the number of candidates, got 4"),
+            ("best_of", dict(k=0), ValueRangeError, "got 0"),
         ],
     )
-    def test_what_is_wrong_is_an_input_error_with_a_sentence(self, function, ask, message) -> None:
-        with pytest.raises(InputError, match=message):
-            function.score(**ask)
+    def test_wrong_comparisons_and_rankings_too(
+        self, function, model, latents, text, verb, look, kind, message
+    ) -> None:
+        of = dict(a=latents[0], b=latents[1]) if verb == "compare" else dict(latents=latents)
+        for one in (model, function):
+            with pytest.raises(InputError, match=message) as told:
+                getattr(one, verb)(conditioning=text[:1], **of, **look)
+            assert type(told.value) is kind, one
 
-    def test_wrong_states_and_comparisons_too(self, function, latents, text) -> None:
-        with pytest.raises(InputError, match=r"sigma must lie in \[0, 1\]"):
-            function.score_state(NoisedState(latents, torch.full((3,), 1.5)), text)
-        with pytest.raises(InputError, match="1 or 3 prompts, got 2"):
-            function.score_state(NoisedState(latents, torch.full((3,), 0.5)), text[:2])
-        with pytest.raises(InputError, match="both be pictures, or tensors"):
-            function.compare(prompt="a cat", a=latents[0], b=picture(0))
-        with pytest.raises(InputError, match="tie_band"):
-            function.compare(prompt="a cat", a=latents[0], b=latents[1], tie_band=0.7)
+    def test_wrong_states_and_pairs_too(self, function, model, latents, text) -> None:
+        for one in (model, function):
+            with pytest.raises(ValueRangeError, match=r"sigma must lie in \[0, 1\], got 1.5"):
+                one.score_state(NoisedState(latents, torch.full((3,), 1.5)), text)
+            with pytest.raises(ShapeError, match="1 or 3 prompts, got 2"):
+                one.score_state(NoisedState(latents, torch.full((3,), 0.5)), text[:2])
+            with pytest.raises(ShapeError, match="both be pictures, or tensors"):
+                one.compare(prompt="a cat", a=latents[0], b=picture(0))
+
+    @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+    def test_whatever_the_model_refuses_keeps_its_class_and_words(
+        self, function, model, latents, kind, monkeypatch
+    ) -> None:
+        def refuse(*_: object) -> Conditioning:
+            raise kind("the prompt is 7, and 5 is read")
+
+        monkeypatch.setattr(type(model.network.backbone), "encode_prompts", refuse)
+        for one in (model, function):
+            with pytest.raises(InputError, match="^the prompt is 7, and 5 is read$") as told:
+                one.score(prompts=[f"a prompt of nobody else, {kind.__name__}"], latents=latents)
+            assert type(told.value) is kind, one
 
     def test_a_failure_is_never_a_number(self, function, latents, text) -> None:
         huge = torch.full_like(latents, 3e38)

@@ -7,12 +7,13 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
 import torch
 
-from dina_lrm.errors import ConfigError, InputError, WorkError
+from dina_lrm.errors import ConfigError, InputError, NoAnswerError, WorkError
 from dina_lrm.noise import Adaptive
 from dina_lrm.scoring import samples
 from dina_lrm.scoring.client import AsyncRewardClient, RewardClient
@@ -45,11 +46,34 @@ class Blocking:
     def rank(self, **ask: Any) -> Any:
         return self._wait(self.client.rank(**ask))
 
+    def best_of(self, k: int = 1, **ask: Any) -> Any:
+        return self._wait(self.client.best_of(k, **ask))
+
     def close(self) -> None:
         self._wait(self.client.close())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(PATIENCE)
         self._loop.close()
+
+
+@contextmanager
+def dripping(seconds: float) -> Iterator[str]:
+    """The url of a server that begins an answer, goes on with a byte now and then, and hangs up after so long."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            connection, _ = listener.accept()
+            with connection, suppress(OSError):
+                connection.sendall(b"HTTP/1.1 200 OK\r\nx-slow: ")
+                until = time.monotonic() + seconds
+                while time.monotonic() < until:
+                    connection.sendall(b".")
+                    time.sleep(0.02)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        thread.join(PATIENCE)
 
 
 @pytest.fixture(scope="module")
@@ -152,3 +176,13 @@ def test_a_server_that_never_answers_costs_one_deadline(cases, golden_conditioni
                 client.score(**ask)
             assert time.monotonic() - began < 0.3 + 5  # of grace for a busy machine
             client.close()
+
+
+@pytest.mark.parametrize("kind", [RewardClient, Blocking])
+def test_a_server_that_drips_its_answer_is_not_waited_for(kind, cases, golden_conditioning):
+    ask = dict(conditioning=golden_conditioning, latents=cases["0.latents"])
+    with dripping(1.0) as url:
+        client = kind(url, timeout=0.2, retries=0)
+        with pytest.raises(NoAnswerError, match=r"in 1 try: TimeoutError"):
+            client.score(**ask)
+        client.close()

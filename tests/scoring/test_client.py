@@ -14,6 +14,7 @@ from PIL import Image
 
 from dina_lrm.errors import ConfigError, InputError, ShapeError, ValueRangeError, WorkError
 from dina_lrm.noise import Adaptive
+from dina_lrm.scoring import samples
 from dina_lrm.scoring.client import AsyncRewardClient, RewardClient
 from dina_lrm.scoring.wire import REQUEST, RewardReply, unpack
 from dina_lrm.types import Conditioning, NoisedState, Reward
@@ -37,8 +38,9 @@ def good(count=2, draws=1):
     return httpx2.Response(200, content=body, headers={"content-type": "application/json"})
 
 
-def refused(status, message="no", kind="WorkError", **headers):
-    return httpx2.Response(status, json={"error": {"kind": kind, "message": message}}, headers=headers)
+def refused(status, message="no", raised=None, **headers):
+    error = {"kind": "bad_input", "message": message, "type": raised}
+    return httpx2.Response(status, json={"error": error}, headers=headers)
 
 
 class Server:
@@ -72,12 +74,9 @@ class Time:
     def __init__(self) -> None:
         self.now, self.waits = 0.0, []
 
-    def sleep(self, seconds: float) -> None:
+    async def sleep(self, seconds: float) -> None:
         self.waits.append(seconds)
         self.now += seconds
-
-    async def sleep_async(self, seconds: float) -> None:
-        self.sleep(seconds)
 
 
 class Both:
@@ -86,13 +85,9 @@ class Both:
     def __init__(self, kind: str, server: Server, **settings) -> None:
         self.time = Time()
         self.kind = kind
-        if kind == "sync":
-            self.client = RewardClient(URL, transport=httpx2.MockTransport(server), **settings)
-            self.client._sleep = self.time.sleep
-        else:
-            self.client = AsyncRewardClient(URL, transport=httpx2.MockTransport(server), **settings)
-            self.client._sleep = self.time.sleep_async
-        self.client._now = lambda: self.time.now
+        client = RewardClient if kind == "sync" else AsyncRewardClient
+        self.client = client(URL, transport=httpx2.MockTransport(server), **settings)
+        self.client._line._sleep, self.client._line._now = self.time.sleep, lambda: self.time.now
 
     def __getattr__(self, name):
         method = getattr(self.client, name)
@@ -207,6 +202,15 @@ def test_what_may_pass_is_tried_again(client_of, failure):
     assert 0.25 <= first <= 0.5 <= second <= 1.0
 
 
+def test_many_requests_of_one_question_have_one_deadline(monkeypatch):
+    monkeypatch.setattr(samples, "MOST_STATES", 1)
+    later = refused(429, "full", **{"retry-after": "20"})
+    client = Both("sync", Server(later, good(1), later, good(1)), timeout=30)
+    with pytest.raises(WorkError, match="in 30 s and 1 try: full, and asks to wait 20 s"):
+        client.ask()
+    assert client.time.waits == [20]
+
+
 @pytest.mark.parametrize("status", [301, 400, 401, 403, 404, 409, 413, 415, 422, 426])
 def test_what_is_wrong_is_said_once(status):
     server = Server(refused(status, "latents must be [b 16 h w], got [2]", "ShapeError"))
@@ -216,7 +220,9 @@ def test_what_is_wrong_is_said_once(status):
     assert len(server.requests) == 1
 
 
-@pytest.mark.parametrize("body", [{}, {"error": "no"}, {"error": {"kind": "SomethingNew", "message": "no such model"}}])
+@pytest.mark.parametrize(
+    "body", [{}, {"error": "no"}, {"error": {"kind": "new", "message": "no such model", "type": "NewError"}}]
+)
 def test_a_refusal_of_any_form_is_an_input_error(client_of, body):
     with pytest.raises(InputError, match=r"status 404|no such model"):
         client_of(httpx2.Response(404, json=body)).ask()
@@ -291,6 +297,8 @@ def test_a_gradient_is_refused_and_not_lost(kind):
         ({"latents": LATENTS, "prompts": ["a"], "sigmas": (1.5,)}, ValueRangeError, "sigmas"),
         ({"latents": LATENTS, "prompts": ["a"], "seed": -1}, ValueRangeError, "seed cannot be sent"),
         ({"latents": LATENTS, "prompts": ["a"], "fusion": "sum"}, ConfigError, "fusion"),
+        ({"latents": LATENTS, "prompts": ["a"], "seed": 1.5}, ValueRangeError, "whole number.*1.5"),
+        ({"latents": LATENTS, "prompts": ["a"], "sigmas": 0.4}, ValueRangeError, "sigmas.*0.4"),
     ],
 )
 def test_what_cannot_be_asked_is_not_sent(ask, error, message):
@@ -315,7 +323,7 @@ def test_patience_has_bounds(bad):
 def test_a_client_goes_to_another_process_with_its_settings_and_keeps_its_key_to_itself():
     client = RewardClient(URL, model="tiny", api_key="secret", timeout=3)
     again = pickle.loads(pickle.dumps(client))
-    assert again.address == client.address and again._http is not client._http
+    assert again.address == client.address and again._line is not client._line
     assert "secret" not in repr(client.address)
 
 
@@ -342,6 +350,14 @@ def test_cancelling_a_question_hangs_up():
 
     asyncio.run(main())
     assert hung_up == ["/v1/score_latents"]
+
+
+def test_a_child_that_was_forked_has_connections_of_its_own():
+    client = Both("sync", Server(good()))
+    client.ask()
+    of_the_parent = client.client._line
+    client.client._process = -1  # as a child finds it
+    assert client.client._of_this_process() is not of_the_parent
 
 
 def test_readiness_is_asked_without_an_exception(client_of):

@@ -69,7 +69,7 @@ def base64_of(picture: Image.Image) -> str:
 def error_of(response: httpx2.Response) -> tuple[int, str]:
     """Status and kind of a refusal, which is whole and one sentence or two."""
     body = response.json()
-    assert set(body) == {"error"} and set(body["error"]) == {"kind", "message"}, body
+    assert set(body) == {"error"} and set(body["error"]) - {"type"} == {"kind", "message"}, body
     message = body["error"]["message"]
     assert message and "\n" not in message and len(message) <= 1000
     assert response.headers["content-type"] == "application/json"

@@ -1,8 +1,9 @@
-"""What callers give, to what is asked: the same at a model's door as at a client's."""
+"""What callers give, to what is asked, and what they get: the same at a model's door as at a client's."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from operator import index
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from dina_lrm.errors import ShapeError, ValueRangeError
 from dina_lrm.scoring.protocol import Candidate, Images
+from dina_lrm.types import Ranking
 
 
 def levels_of(sigmas: Sequence[float]) -> tuple[float, ...]:
@@ -48,3 +50,14 @@ def pair_of(a: Candidate, b: Candidate) -> tuple[Images | None, Tensor | None]:
         raise ShapeError("a and b must both be pictures, or tensors [c h w] of one shape")
     both = torch.stack([a, b])
     return (both, None) if len(a) == 3 else (None, both)
+
+
+def first_of(ranking: Ranking, k: int) -> Ranking:
+    """A ranking whose order is cut to its `k` best.
+
+    Raises:
+        ValueRangeError: k below 1 or above the number of candidates.
+    """
+    if not 1 <= k <= len(ranking.order):
+        raise ValueRangeError(f"k must lie in 1..{len(ranking.order)}, the number of candidates, got {k}")
+    return replace(ranking, order=ranking.order[:k])

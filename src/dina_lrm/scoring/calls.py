@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import torch
 from PIL import Image
@@ -18,9 +18,9 @@ from torch import Tensor
 from dina_lrm.errors import ConfigError, DataError, ShapeError, ValueRangeError, WorkError
 from dina_lrm.images import to_rgb
 from dina_lrm.noise import Adaptive, Fusion, NoiseEnsemble
-from dina_lrm.scoring.arguments import pair_of
+from dina_lrm.scoring.arguments import first_of, levels_of, pair_of, seeds_of
 from dina_lrm.scoring.protocol import Candidate, Images
-from dina_lrm.scoring.samples import Samples
+from dina_lrm.scoring.samples import Samples, joined, joined_states
 from dina_lrm.scoring.wire import (
     REQUEST,
     AdaptiveOptions,
@@ -33,10 +33,10 @@ from dina_lrm.scoring.wire import (
     WireRequest,
     pack,
 )
-from dina_lrm.types import Comparison, Conditioning, NoisedState, Ranking, Reward
+from dina_lrm.types import TIE_BAND, Comparison, Conditioning, NoisedState, Ranking, Reward
 
 T = TypeVar("T")
-Q = TypeVar("Q", bound=WireRequest)
+Q = TypeVar("Q", ScoreRequest, CompareRequest, RankRequest)
 R = TypeVar("R", covariant=True)
 AS_THEY_ARE = (torch.float32, torch.float16, torch.bfloat16)
 LONGEST_DEADLINE_MS = 24 * 3600 * 1000
@@ -45,6 +45,11 @@ LONGEST_DEADLINE_MS = 24 * 3600 * 1000
 class WireRecord(Protocol[R]):
     """A reply that stands for a record."""
 
+    @classmethod
+    def model_validate_json(cls, json_data: bytes) -> Self:
+        """Read it."""
+        ...
+
     def record(self) -> R:
         """The record, on the CPU."""
         ...
@@ -52,22 +57,22 @@ class WireRecord(Protocol[R]):
 
 @dataclass(frozen=True)
 class Call(Generic[T]):
-    """One request and how its answer is read.
+    """One question: its requests, and how their answers are read.
 
     Attributes:
         path: on the server.
-        content: the body, a blob.
-        read: body of a good answer to the record.
+        bodies: of the requests, each a blob; several where the samples of a score need more than one.
+        read: bodies of good answers, in the order of the requests, to the record.
     """
 
     path: str
-    content: bytes
-    read: Callable[[bytes], T]
+    bodies: tuple[bytes, ...]
+    read: Callable[[Sequence[bytes]], T]
 
 
 @dataclass(frozen=True)
-class Options:
-    """What every request says besides its candidates.
+class Calls:
+    """The questions of a `RewardFunction` as calls, refused here where a model in this process would refuse them.
 
     Attributes:
         model: which of the server's models is asked; None asks its first.
@@ -82,147 +87,132 @@ class Options:
         """The same for the server, which then drops the work."""
         return max(1, min(int(self.timeout * 1000), LONGEST_DEADLINE_MS))
 
+    def score(
+        self,
+        *,
+        prompts: Sequence[str] | None = None,
+        conditioning: Conditioning | None = None,
+        images: Images | None = None,
+        latents: Tensor | None = None,
+        sigmas: Sequence[float] = (0.4,),
+        draws: int | Adaptive = 1,
+        fusion: Fusion = "mean",
+        antithetic: bool = False,
+        seed: int | Sequence[int] = 0,
+        noise: Tensor | None = None,
+    ) -> Call[Reward]:
+        """As `RewardFunction.score`; `noise` as in `RewardModel.score`. What only a model in this process can know is not asked."""
+        ensemble = NoiseEnsemble(levels_of(sigmas), draws, fusion, antithetic)
+        tensors, files = _candidates(images, latents)
+        if noise is not None:
+            tensors["noise"] = _without_gradient("noise", noise).float()
+        if (prompts is None) == (conditioning is None):
+            raise ShapeError("give either prompts or conditioning, and not both")
+        if isinstance(prompts, str) or (prompts is not None and not prompts):
+            raise ValueRangeError(f"prompts must be a list of one or more strings, got {prompts!r}")
+        samples = Samples(tensors, files, _conditioning(conditioning), tuple(prompts or ()), seeds_of(seed))
+        return self._score(samples.parts(len(ensemble.sigmas) * ensemble.max_draws), joined, **_looks(ensemble))
 
-def score_calls(
-    options: Options,
-    prompts: Sequence[str] | None,
-    conditioning: Conditioning | None,
-    images: Images | None,
-    latents: Tensor | None,
-    ensemble: NoiseEnsemble,
-    seed: int | Sequence[int],
-    noise: Tensor | None,
-) -> list[Call[Reward]]:
-    """`RewardFunction.score`, in as many requests as its samples need.
+    def score_state(self, state: NoisedState, conditioning: Conditioning) -> Call[Reward]:
+        """As `RewardFunction.score_state`, without gradients."""
+        if not len(state):
+            raise ShapeError("a state to be scored must hold one sample or more, got none")
+        latents = _without_gradient("noised_latents", state.noised_latents).float()
+        tensors = {"noised_latents": latents, "sigma": state.sigma.detach().float()}
+        return self._score(Samples(tensors, (), _conditioning(conditioning), (), 0).parts(), joined_states)
 
-    Args:
-        options: of the client.
-        prompts: one, or one a sample; or conditioning.
-        conditioning: encoded prompts.
-        images: pictures or pixels; or latents.
-        latents: clean latents.
-        ensemble: levels and draws.
-        seed: one, or one a sample.
-        noise: in place of seeded noise.
+    def compare(
+        self,
+        *,
+        a: Candidate,
+        b: Candidate,
+        prompt: str | None = None,
+        conditioning: Conditioning | None = None,
+        sigmas: Sequence[float] = (0.4,),
+        draws: int | Adaptive = 4,
+        fusion: Fusion = "mean",
+        antithetic: bool = False,
+        seed: int = 0,
+        tie_band: float = TIE_BAND,
+    ) -> Call[Comparison]:
+        """As `RewardFunction.compare`."""
+        ensemble = NoiseEnsemble(levels_of(sigmas), draws, fusion, antithetic)
+        tensors = _of_one(prompt, conditioning, *pair_of(a, b))
+        request = self._request(
+            CompareRequest, prompt=prompt, seed=seeds_of(seed), tie_band=tie_band, **_looks(ensemble)
+        )
+        return Call("/v1/compare", (_packed(tensors, request),), lambda told: _record(ComparisonReply, told[0]))
 
-    Raises:
-        InputError: nothing that could be asked.
-    """
-    tensors, files = _candidates(images, latents)
-    if noise is not None:
-        tensors["noise"] = _without_gradient("noise", noise).float()
-    if (prompts is None) == (conditioning is None):
-        raise ShapeError("give either prompts or conditioning, and not both")
-    if isinstance(prompts, str) or (prompts is not None and not prompts):
-        raise ValueRangeError(f"prompts must be a list of one or more strings, got {prompts!r}")
-    seeds = int(seed) if isinstance(seed, int) else tuple(int(one) for one in seed)
-    samples = Samples(tensors, files, _conditioning(conditioning), tuple(prompts or ()), seeds)
-    return [
-        _score_call(options, part, _looks(ensemble))
-        for part in samples.parts(len(ensemble.sigmas) * ensemble.max_draws)
-    ]
+    def rank(
+        self,
+        *,
+        prompt: str | None = None,
+        conditioning: Conditioning | None = None,
+        images: Images | None = None,
+        latents: Tensor | None = None,
+        sigmas: Sequence[float] = (0.4,),
+        draws: int | Adaptive = 1,
+        fusion: Fusion = "mean",
+        antithetic: bool = False,
+        seed: int = 0,
+        tie_band: float = TIE_BAND,
+    ) -> Call[Ranking]:
+        """As `RewardFunction.rank`."""
+        ensemble = NoiseEnsemble(levels_of(sigmas), draws, fusion, antithetic)
+        tensors = _of_one(prompt, conditioning, images, latents)
+        request = self._request(RankRequest, prompt=prompt, seed=seeds_of(seed), tie_band=tie_band, **_looks(ensemble))
+        return Call("/v1/rank", (_packed(tensors, request),), lambda told: _record(RankingReply, told[0]))
 
+    def best_of(
+        self,
+        k: int = 1,
+        *,
+        prompt: str | None = None,
+        conditioning: Conditioning | None = None,
+        images: Images | None = None,
+        latents: Tensor | None = None,
+        sigmas: Sequence[float] = (0.4,),
+        draws: int | Adaptive = 1,
+        fusion: Fusion = "mean",
+        antithetic: bool = False,
+        seed: int = 0,
+        tie_band: float = TIE_BAND,
+    ) -> Call[Ranking]:
+        """As `RewardFunction.best_of`."""
+        whole = self.rank(
+            prompt=prompt,
+            conditioning=conditioning,
+            images=images,
+            latents=latents,
+            sigmas=sigmas,
+            draws=draws,
+            fusion=fusion,
+            antithetic=antithetic,
+            seed=seed,
+            tie_band=tie_band,
+        )
+        return replace(whole, read=lambda told: first_of(whole.read(told), k))
 
-def state_calls(options: Options, state: NoisedState, conditioning: Conditioning) -> list[Call[Reward]]:
-    """`RewardFunction.score_state`, in as many requests as its samples need."""
-    if not len(state):
-        raise ShapeError("a state to be scored must hold one sample or more, got none")
-    latents = _without_gradient("noised_latents", state.noised_latents).float()
-    tensors = {"noised_latents": latents, "sigma": state.sigma.detach().float()}
-    samples = Samples(tensors, (), _conditioning(conditioning), (), 0)
-    return [_score_call(options, part, {}) for part in samples.parts()]
+    def _score(
+        self, parts: Sequence[Samples], join: Callable[[Sequence[Reward]], Reward], **looks: Any
+    ) -> Call[Reward]:
+        bodies = [
+            _packed(part.blob, self._request(ScoreRequest, prompts=part.prompts, seed=part.seed, **looks))
+            for part in parts
+        ]
+        return Call("/v1/score_latents", tuple(bodies), lambda told: join([_record(RewardReply, one) for one in told]))
 
-
-def _score_call(options: Options, samples: Samples, looks: dict[str, Any]) -> Call[Reward]:
-    request = _request(
-        ScoreRequest,
-        model=options.model,
-        deadline_ms=options.deadline_ms,
-        prompts=samples.prompts,
-        seed=samples.seed,
-        **looks,
-    )
-    return _call(
-        "/v1/score_latents", samples.blob, request, lambda body: _record(RewardReply.model_validate_json, body)
-    )
-
-
-def compare_call(
-    options: Options,
-    prompt: str | None,
-    conditioning: Conditioning | None,
-    pair: tuple[Candidate, Candidate],
-    ensemble: NoiseEnsemble,
-    seed: int,
-    tie_band: float,
-) -> Call[Comparison]:
-    """`RewardFunction.compare`.
-
-    Args:
-        options: of the client.
-        prompt: of both; or conditioning.
-        conditioning: the encoded prompt.
-        pair: a and b.
-        ensemble: levels and draws.
-        seed: of the noise.
-        tie_band: probabilities within so much of 1/2 are a tie.
-    """
-    images, latents = pair_of(*pair)
-    tensors = _of_one(prompt, conditioning, images, latents)
-    request = _request(
-        CompareRequest,
-        model=options.model,
-        deadline_ms=options.deadline_ms,
-        prompt=prompt,
-        seed=int(seed),
-        tie_band=tie_band,
-        **_looks(ensemble),
-    )
-    return _call("/v1/compare", tensors, request, lambda body: _record(ComparisonReply.model_validate_json, body))
-
-
-def rank_call(
-    options: Options,
-    prompt: str | None,
-    conditioning: Conditioning | None,
-    images: Images | None,
-    latents: Tensor | None,
-    ensemble: NoiseEnsemble,
-    seed: int,
-    tie_band: float,
-) -> Call[Ranking]:
-    """`RewardFunction.rank`.
-
-    Args:
-        options: of the client.
-        prompt: of all; or conditioning.
-        conditioning: the encoded prompt.
-        images: pictures or pixels; or latents.
-        latents: clean latents.
-        ensemble: levels and draws.
-        seed: of the noise.
-        tie_band: probabilities within so much of 1/2 are a tie.
-    """
-    tensors = _of_one(prompt, conditioning, images, latents)
-    request = _request(
-        RankRequest,
-        model=options.model,
-        deadline_ms=options.deadline_ms,
-        prompt=prompt,
-        seed=int(seed),
-        tie_band=tie_band,
-        **_looks(ensemble),
-    )
-    return _call("/v1/rank", tensors, request, lambda body: _record(RankingReply.model_validate_json, body))
+    def _request(self, kind: type[Q], **values: Any) -> Q:
+        try:
+            return kind(model=self.model, deadline_ms=self.deadline_ms, **values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = str(first["loc"][0]) if first["loc"] else "the request"
+            raise ValueRangeError(f"{name} cannot be sent: {first['msg']}, got {first['input']!r:.80}") from error
 
 
-def ensemble_of(sigmas: Sequence[float], draws: int | Adaptive, fusion: Fusion, antithetic: bool) -> NoiseEnsemble:
-    """Levels and draws, refused here as a model in this process refuses them."""
-    return NoiseEnsemble(tuple(float(sigma) for sigma in sigmas), draws, fusion, antithetic)
-
-
-def _call(path: str, tensors: dict[str, Tensor], request: WireRequest, read: Callable[[bytes], T]) -> Call[T]:
-    return Call(path, pack(tensors, {REQUEST: request.model_dump_json()}), read)
+def _packed(tensors: dict[str, Tensor], request: WireRequest) -> bytes:
+    return pack(tensors, {REQUEST: request.model_dump_json()})
 
 
 def _looks(ensemble: NoiseEnsemble) -> dict[str, Any]:
@@ -295,18 +285,9 @@ def _png(image: Image.Image) -> Tensor:
     return torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)
 
 
-def _request(kind: type[Q], **values: Any) -> Q:
+def _record(kind: type[WireRecord[T]], body: bytes) -> T:
     try:
-        return kind(**values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][0]) if first["loc"] else "the request"
-        raise ValueRangeError(f"{name} cannot be sent: {first['msg']}, got {first['input']!r:.80}") from error
-
-
-def _record(read: Callable[[str | bytes], WireRecord[T]], body: bytes) -> T:
-    try:
-        return read(body).record()
+        return kind.model_validate_json(body).record()
     except (ValidationError, DataError) as error:
         raise WorkError(
             f"the server's answer is none of version 1 ({str(error).splitlines()[0]}): {body[:80]!r}; is it a dina-lrm server?"

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from dina_lrm.noise import Adaptive, Fusion
-from dina_lrm.types import Comparison, Conditioning, NoisedState, Ranking, Reward
+from dina_lrm.types import TIE_BAND, Comparison, Conditioning, NoisedState, Ranking, Reward
 
 Images: TypeAlias = Sequence[Image.Image] | Tensor
 Candidate: TypeAlias = Image.Image | Tensor
@@ -66,7 +66,7 @@ class RewardFunction(Protocol):
         fusion: Fusion = "mean",
         antithetic: bool = False,
         seed: int = 0,
-        tie_band: float = 0.05,
+        tie_band: float = TIE_BAND,
     ) -> Comparison:
         """Probability that a is preferred to b.
 
@@ -96,7 +96,7 @@ class RewardFunction(Protocol):
         fusion: Fusion = "mean",
         antithetic: bool = False,
         seed: int = 0,
-        tie_band: float = 0.05,
+        tie_band: float = TIE_BAND,
     ) -> Ranking:
         """Order candidates for one prompt, best first.
 
@@ -112,4 +112,22 @@ class RewardFunction(Protocol):
             seed: of the noise that all meet.
             tie_band: probabilities within so much of 1/2 are a tie.
         """
+        ...
+
+    def best_of(
+        self,
+        k: int = 1,
+        *,
+        prompt: str | None = None,
+        conditioning: Conditioning | None = None,
+        images: Images | None = None,
+        latents: Tensor | None = None,
+        sigmas: Sequence[float] = (0.4,),
+        draws: int | Adaptive = 1,
+        fusion: Fusion = "mean",
+        antithetic: bool = False,
+        seed: int = 0,
+        tie_band: float = TIE_BAND,
+    ) -> Ranking:
+        """The `k` best of the candidates, best first: a ranking whose order is cut; arguments as in `rank`."""
         ...

@@ -20,10 +20,8 @@ from dina_lrm.scoring.wire import ErrorReply
 
 LATER = (408, 429)
 LONGEST_BACKOFF = 8.0
-KINDS: dict[str, type[InputError]] = {
-    name: value
-    for name, value in vars(errors).items()
-    if isinstance(value, type) and issubclass(value, InputError) and value is not InputError
+TYPES: dict[str, type[InputError]] = {
+    name: value for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, InputError)
 }
 
 
@@ -101,10 +99,10 @@ def refusal(status: int, body: bytes) -> InputError:
     """A 4xx, or a redirect, as the error that a model in this process would raise, in the server's own words."""
     told = reason(status, body)
     try:
-        kind = ErrorReply.model_validate_json(body).error.kind
+        name = ErrorReply.model_validate_json(body).error.type
     except ValidationError:
         return InputError(told)
-    return KINDS.get(kind, InputError)(told)
+    return TYPES.get(name or "", InputError)(told)
 
 
 def reason(status: int, body: bytes) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,16 +16,15 @@ from dina_lrm.errors import ShapeError, ValueRangeError
 from dina_lrm.images import group_by_size
 from dina_lrm.noise import Adaptive, Fusion, NoiseEnsemble
 from dina_lrm.preference import Calibration, Likelihood
-from dina_lrm.scoring.arguments import levels_of, pair_of, seeds_of
+from dina_lrm.scoring.arguments import first_of, levels_of, pair_of, seeds_of
 from dina_lrm.scoring.chunks import in_chunks
 from dina_lrm.scoring.protocol import Images
 from dina_lrm.scoring.questions import Asker, Candidates, Part, Question, Reading, answer_all
 from dina_lrm.scoring.reader import read
-from dina_lrm.types import Comparison, Conditioning, Features, NoisedState, Ranking, Reward, check_finite
+from dina_lrm.types import TIE_BAND, Comparison, Conditioning, Features, NoisedState, Ranking, Reward, check_finite
 
 T = TypeVar("T")
 FEWEST_STATES = 4  # in one forward where nobody said how many: an ensemble of one sample
-TIE_BAND = 0.05
 
 
 class RewardModel:
@@ -323,9 +321,7 @@ class RewardModel:
             tie_band=tie_band,
             max_batch_size=max_batch_size,
         )
-        if not 1 <= k <= len(ranking.order):
-            raise ValueRangeError(f"k must lie in 1..{len(ranking.order)}, the number of candidates, got {k}")
-        return replace(ranking, order=ranking.order[:k])
+        return first_of(ranking, k)
 
     def probability(self, margin: Tensor, sigmas: Sequence[float], draws: int = 1) -> Tensor:
         """P(a preferred) for utility margins `[n]`, each a mean over levels and draws, by the calibrated law."""

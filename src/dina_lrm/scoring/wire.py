@@ -24,7 +24,7 @@ from torch import Tensor
 from dina_lrm.errors import DataError
 from dina_lrm.noise import Adaptive, Fusion
 from dina_lrm.scoring.blobs import Blob, pack, require_finite, unpack
-from dina_lrm.types import Comparison, Ranking, Reward
+from dina_lrm.types import TIE_BAND, Comparison, Ranking, Reward
 
 __all__ = [
     "BLOB_TYPE",
@@ -160,7 +160,7 @@ class CompareRequest(ScoreOptions):
     model: str | None = None
     prompt: str | None = None
     images: Texts = ()
-    tie_band: TieBand = 0.05
+    tie_band: TieBand = TIE_BAND
 
 
 class RankRequest(ScoreOptions):
@@ -176,7 +176,7 @@ class RankRequest(ScoreOptions):
     model: str | None = None
     prompt: str | None = None
     images: Texts = ()
-    tie_band: TieBand = 0.05
+    tie_band: TieBand = TIE_BAND
 
 
 class LoadRequest(WireRequest):
@@ -440,10 +440,12 @@ class ErrorBody(WireReply):
     Attributes:
         kind: a word for programs.
         message: a sentence for people.
+        type: class of the `InputError` that a model in this process would raise; left out where it would raise none.
     """
 
     kind: str
     message: str
+    type: str | None = None
 
 
 class ErrorReply(WireReply):

@@ -31,16 +31,26 @@ class Refusal(HTTPException):
 
     Attributes:
         kind: a word for programs.
+        raised: class of the error that it tells of, where that is one of input.
     """
 
-    def __init__(self, status: int, kind: str, message: str, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        kind: str,
+        message: str,
+        headers: Mapping[str, str] | None = None,
+        raised: type[InputError] | None = None,
+    ) -> None:
         super().__init__(status, " ".join(message.split())[:LONGEST_MESSAGE], dict(headers or {}))
         self.kind = kind
+        self.raised = raised
 
     def response(self) -> Response:
         """As it goes out."""
-        body = ErrorReply(error=ErrorBody(kind=self.kind, message=self.detail))
-        return Response(body.model_dump_json(), self.status_code, self.headers, JSON_TYPE)
+        raised = None if self.raised is None else self.raised.__name__
+        body = ErrorReply(error=ErrorBody(kind=self.kind, message=self.detail, type=raised))
+        return Response(body.model_dump_json(exclude_none=True), self.status_code, self.headers, JSON_TYPE)
 
 
 def refusal_of(error: Exception, input_status: int = 422) -> Refusal:
@@ -70,11 +80,11 @@ def refusal_of(error: Exception, input_status: int = 422) -> Refusal:
         case DeadlineError():
             return Refusal(504, "deadline", str(error))
         case UnknownModelError():
-            return Refusal(404, "unknown_model", str(error))
+            return Refusal(404, "unknown_model", str(error), raised=type(error))
         case NameTakenError():
-            return Refusal(409, "name_taken", str(error))
+            return Refusal(409, "name_taken", str(error), raised=type(error))
         case InputError():
-            return Refusal(input_status, "bad_input", str(error))
+            return Refusal(input_status, "bad_input", str(error), raised=type(error))
         case WorkError() | DinaError():
             return Refusal(500, "work_failed", str(error))
     return Refusal(500, "internal", "the server failed at this request; its log says why")

@@ -111,8 +111,9 @@ async def encode_pixels(visit: Visit, pixels: Tensor, max_batch_size: int, setti
     most = PIXELS_PER_ELEMENT * settings.max_latent_elements
     if pixels.shape[1] != 3 or pixels.shape[2] * pixels.shape[3] > most:
         raise ShapeError(f"pixels must be [b 3 y x] with at most {most} pixels each, got {list(pixels.shape)}")
-    if float(pixels.amin()) < 0 or float(pixels.amax()) > 1:
-        raise ValueRangeError("pixels must lie in 0..1")
+    low, high = float(pixels.amin()), float(pixels.amax())
+    if low < 0 or high > 1:
+        raise ValueRangeError(f"pixels must lie in 0..1, got {low:g} to {high:g}; divide bytes by 255")
     found = [await visit.call(_PixelEncoding(chunk)) for chunk in torch.split(pixels, max_batch_size)]
     latents = torch.cat(found)
     _check_elements(latents, settings)
