@@ -7,6 +7,7 @@ import functools
 import threading
 import time
 from collections.abc import Callable, Coroutine, Generator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -89,6 +90,37 @@ def in_loop(story: Callable[..., Coroutine[None, None, None]]) -> Callable[..., 
                 await story(*args, **fixtures)
 
         asyncio.run(told())
+
+    return test
+
+
+class Clockwork(asyncio.SelectorEventLoop):
+    """A loop whose time is its own: when there is nothing to do it is at once as late as the next timer says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._now = 0.0
+        self._wait, self._selector.select = self._selector.select, self._pass  # type: ignore[attr-defined]
+
+    def time(self) -> float:
+        return self._now
+
+    def _pass(self, timeout: float | None) -> list[Any]:
+        self._now += timeout or 0.0
+        return self._wait(0 if timeout is not None else None)
+
+
+def by_clockwork(story: Callable[..., Coroutine[None, None, None]]) -> Callable[..., None]:
+    """A test that is a coroutine, in which seconds pass in no time, and all in the same order each time."""
+
+    @functools.wraps(story)
+    def test(*args, **fixtures) -> None:
+        async def told() -> None:
+            async with asyncio.timeout(3600):
+                await story(*args, **fixtures)
+
+        with asyncio.Runner(loop_factory=Clockwork) as runner:
+            runner.run(told())
 
     return test
 

@@ -1,4 +1,4 @@
-"""Connections whose headers must arrive in time and in bounds: what uvicorn leaves open.
+"""Connections whose headers must arrive in time and in bounds, and so many of them: what uvicorn leaves open.
 
 Without it, whoever sends a header a minute, or headers without end, holds a connection or memory for ever. The timer also
 ends connections that go on sending a body nobody reads any more, after the request was refused.
@@ -9,18 +9,29 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from starlette.types import Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from dina_lrm.serve.refusals import Refusal
 
 __all__ = ["connection_class"]
 
 MAX_HEADER_BYTES = 32 * 1024
 
 
-def connection_class(header_timeout: float) -> type[HttpToolsProtocol]:
+async def too_many(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers where there are as many connections as are taken; in our words, which uvicorn's own limit has not."""
+    told = "the server has as many connections as it takes; ask again in a few seconds"
+    refusal = Refusal(503, "busy", told, {"retry-after": "1", "connection": "close"})
+    await refusal.response()(scope, receive, send)
+
+
+def connection_class(header_timeout: float, max_connections: int) -> type[HttpToolsProtocol]:
     """What uvicorn is to make for each connection.
 
     Args:
         header_timeout: seconds for the headers of a request, and for the rest of a body after its refusal.
+        max_connections: beyond it requests are refused.
 
     Returns:
         The class.
@@ -37,6 +48,8 @@ def connection_class(header_timeout: float) -> type[HttpToolsProtocol]:
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
+            if len(self.connections) > max_connections:
+                self.app = too_many
             self._wind()
 
         def connection_lost(self, exc: Exception | None) -> None:
@@ -49,8 +62,8 @@ def connection_class(header_timeout: float) -> type[HttpToolsProtocol]:
             super().data_received(data)
             if self._in_headers and self._header_bytes > MAX_HEADER_BYTES and not self.transport.is_closing():
                 self.send_400_response("The headers are too large.")
-            elif self._clock is None and self._waits_for_nobody() and not self.transport.is_closing():
-                self._wind()
+            else:
+                self._wind_if_waited_for()
 
         def on_headers_complete(self) -> None:
             self._in_headers, self._header_bytes = False, 0
@@ -62,9 +75,17 @@ def connection_class(header_timeout: float) -> type[HttpToolsProtocol]:
             self._in_headers, self._header_bytes = True, 0
             self._stop()
 
-        def _waits_for_nobody(self) -> bool:
-            """Headers have begun, or a body goes on after its answer."""
-            return self._header_bytes > 0 or (not self._in_headers and self.cycle.response_complete)
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            self._wind_if_waited_for()
+
+        def _wind_if_waited_for(self) -> None:
+            """Headers have begun, or a body goes on after its answer; but while an answer is owed, the client is who waits."""
+            cycle: RequestResponseCycle | None = self.cycle  # of the last request whose headers came
+            owed = cycle is not None and not cycle.response_complete
+            late = self._header_bytes > 0 or not self._in_headers
+            if late and not owed and self._clock is None and not self.transport.is_closing():
+                self._wind()
 
         def _wind(self) -> None:
             self._clock = self.loop.call_later(header_timeout, self._expire)

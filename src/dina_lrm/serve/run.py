@@ -54,14 +54,13 @@ def serve(settings: ServeSettings, sources: Mapping[str, ModelSource], arena: Ar
     app = create_app(pool, settings, arena, sources=loads, device=device, gate=gate)
     config = uvicorn.Config(
         app,
-        http=connection_class(settings.header_timeout),
+        http=connection_class(settings.header_timeout, settings.max_connections),
         ws="none",
         loop="auto",
         lifespan="on",
         log_config=None,
         access_log=False,
         server_header=False,
-        limit_concurrency=settings.max_connections,
         backlog=2048,
     )
     server = _Server(config, gate, settings.drain_timeout)
