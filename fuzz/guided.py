@@ -29,7 +29,7 @@ def reader_of(name: str) -> Callable[[bytes], None]:
     """
     from dina_lrm.errors import InputError
     from dina_lrm.scoring.wire import RankRequest, ScoreRequest
-    from dina_lrm.serve.asked import read_asked, read_latent_scores
+    from dina_lrm.serve.asked import SCORED_TENSORS, read_asked, read_latent_scores
     from dina_lrm.serve.refusals import Refusal
     from fuzz.wire import read
 
@@ -50,7 +50,7 @@ def reader_of(name: str) -> Callable[[bytes], None]:
     def read_asked_as(kind: str, data: bytes) -> None:
         for record in (ScoreRequest, RankRequest):
             try:
-                read_asked(record, kind, bytearray(data), 4)
+                read_asked(record, kind, bytearray(data), 4, SCORED_TENSORS)
             except Refusal as refusal:
                 if refusal.status_code >= 500:
                     raise

@@ -17,7 +17,7 @@ from pydantic import SecretStr
 from dina_lrm.errors import WorkError
 from dina_lrm.noise import Adaptive
 from dina_lrm.noise.draws import SeededNoise
-from dina_lrm.scoring.wire import ComparisonReply, RankingReply, RewardReply, pack
+from dina_lrm.scoring.wire import ComparisonReply, RankingReply, RewardReply, ScoreRequest, pack
 from dina_lrm.serve.settings import ServeSettings
 from dina_lrm.types import Conditioning, NoisedState
 from tests.serve.fake import PATIENCE, in_loop, settle
@@ -537,3 +537,74 @@ async def test_states_that_are_made_bit_by_bit_are_those_that_are_made_at_once(g
     async with serving(golden_model, max_batch_size=1) as client:
         response = await client.post("/v1/score_images", json=words(**options))
     assert same(RewardReply.model_validate_json(response.content), wanted)
+
+
+@in_loop
+async def test_a_tensor_or_an_option_that_would_not_be_read_is_refused_by_name(golden_model, cases) -> None:
+    latents, sigma, one = cases["0.latents"][:2], torch.tensor([0.4, 0.4]), torch.ones(2)
+    prompt = {
+        "prompt_embeds": cases["text.128.prompt_embeds"][:1],
+        "pooled_prompt_embeds": cases["text.128.pooled"][:1],
+    }
+    clean, state = {"latents": latents, **prompt}, {"noised_latents": latents, "sigma": sigma, **prompt}
+    wrong: list[tuple[str, dict[str, torch.Tensor], dict[str, Any], str]] = [
+        ("/v1/compare", state, {}, "noised_latents"),
+        ("/v1/rank", state, {}, "noised_latents"),
+        ("/v1/compare", clean | {"noise": latents}, {}, "noise"),
+        ("/v1/rank", clean | {"sigma": sigma}, {}, "sigma"),
+        ("/v1/score_latents", clean | {"u": one}, {}, "u"),
+        ("/v1/score_latents", clean | {"seeds": torch.tensor([1, 2])}, {}, "seeds"),
+        ("/v1/score_latents", state | {"u": one}, {}, "u"),
+        ("/v1/attention", {"latents": latents}, {"prompt": PROMPT}, "latents"),
+        ("/v1/score_latents", state, {"sigmas": [0.5]}, "sigmas"),
+        ("/v1/score_latents", state, {"draws": 2}, "draws"),
+        ("/v1/score_latents", state, {"seed": 7}, "seed"),
+        ("/v1/score_latents", state, {"fusion": "tokens", "antithetic": True}, "fusion, antithetic"),
+        ("/v1/score_latents", state, {"adaptive": {"standard_error": 0.1}}, "adaptive"),
+    ]
+    async with serving(golden_model) as client:
+        for path, blob, options, name in wrong:
+            content = pack(blob, {"request": json.dumps(options)})
+            response = await client.post(path, content=content, headers=BLOB)
+            assert error_of(response) == (400, "bad_input"), (path, options, response.text)
+            told = (
+                f"leave {name} out"
+                if options and path != "/v1/attention"
+                else f"holds '{name}', which would not be read"
+            )
+            assert told in response.text, response.text
+        # What says no more than the defaults is no contradiction: clients send them.
+        content = pack(state, {"request": ScoreRequest(deadline_ms=60_000).model_dump_json()})
+        assert (await client.post("/v1/score_latents", content=content, headers=BLOB)).status_code == 200
+
+
+@in_loop
+async def test_decoded_pictures_of_all_requests_have_a_bound(golden_model) -> None:
+    flat = base64_of(Image.new("RGB", (64, 64)))  # of few bytes until it is decoded
+    body = {"prompts": [PROMPT], "images": [flat]}
+    async with serving(golden_model, ServeSettings(max_held_bytes=20_000), max_wait_ms=60_000.0) as client:
+        waiting = asyncio.create_task(client.post("/v1/score_images", json=body))
+        await settle(lambda: client.pool.engine()._worker._batcher.states == 1)
+        full = await client.post("/v1/score_images", json=body)
+        assert error_of(full) == (429, "queue_full") and int(full.headers["retry-after"]) >= 1
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        assert client.pool.engine().accepted == 0
+        again = asyncio.create_task(client.post("/v1/score_images", json=body))
+        await settle(lambda: client.pool.engine()._worker._batcher.states == 1)
+        again.cancel()
+        await asyncio.wait([again])
+        alone = await client.post("/v1/score_images", json={"prompts": [PROMPT], "images": [flat] * 2})
+        assert error_of(alone) == (422, "bad_input") and "32768 bytes decoded" in alone.text
+
+
+@in_loop
+async def test_of_a_request_to_several_models_nothing_goes_on_when_one_fails(golden_model) -> None:
+    image = words(1)["images"][0]
+    async with serving(golden_model, max_wait_ms=60_000.0) as client:
+        sound, full = client.pool.engine(), client.pool.add("full", golden_model)
+        async with full.admit(client="other", states=full.max_queue):
+            asked = [{"history": [{"text": "a", "image_b64": image}], "required_rewards": ["tiny", "full"]}]
+            response = await client.post("/score", json={"requests": asked})
+            assert error_of(response) == (429, "queue_full")
+            assert sound.accepted == 0 and sound._worker._batcher.states == 0

@@ -12,7 +12,7 @@ from PIL import Image
 
 from dina_lrm.errors import ImageError
 from dina_lrm.images import to_pixels, to_rgb
-from dina_lrm.serve.pictures import Fit, decode_base64, open_pictures
+from dina_lrm.serve.pictures import Fit, decode_base64, fitted_pixels, open_pictures
 from dina_lrm.serve.refusals import Refusal
 from dina_lrm.serve.settings import ServeSettings
 from tests.serve.serving import file_of, random_picture
@@ -26,17 +26,17 @@ def test_every_mode_becomes_rgb(mode: str) -> None:
     picture = random_picture(0, 48, 32)
     picture = Image.fromarray(np.full((32, 48), 40_000, np.uint16)) if mode == "I;16" else picture.convert(mode)
     kind = "JPEG" if mode == "CMYK" else "PNG"
-    (found,) = open_pictures([file_of(picture, kind)], FIT, SETTINGS)
+    (found,) = open_pictures([file_of(picture, kind)], FIT)
     assert found.mode == "RGB" and found.size == (48, 32)
 
 
 def test_a_fitted_picture_is_what_the_local_model_would_see() -> None:
     picture = random_picture(1, 200, 120)
-    (found,) = open_pictures([file_of(picture)], FIT, SETTINGS)
+    (found,) = open_pictures([file_of(picture)], FIT)
     assert np.array_equal(
         to_pixels(to_rgb(picture), 64, 16).numpy(), np.asarray(found).transpose(2, 0, 1) / np.float32(255)
     )
-    assert open_pictures([file_of(picture)], None, SETTINGS)[0].size == (200, 120)
+    assert fitted_pixels([file_of(picture)], FIT, SETTINGS) == found.width * found.height
 
 
 def test_a_picture_is_turned_upright() -> None:
@@ -44,13 +44,13 @@ def test_a_picture_is_turned_upright() -> None:
     exif[0x0112] = 6
     target = io.BytesIO()
     picture.save(target, "JPEG", exif=exif)
-    assert open_pictures([target.getvalue()], FIT, SETTINGS)[0].size == (32, 48)
+    assert open_pictures([target.getvalue()], FIT)[0].size == (32, 48)
 
 
 @pytest.mark.parametrize("kind", ["GIF", "BMP", "TIFF", "PPM"])
 def test_other_formats_are_not_opened(kind: str) -> None:
     with pytest.raises(ImageError, match="image 0 is not a PNG, JPEG or WebP"):
-        open_pictures([file_of(random_picture(0), kind)], FIT, SETTINGS)
+        open_pictures([file_of(random_picture(0), kind)], FIT)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
@@ -58,18 +58,18 @@ def test_every_cut_of_a_file_is_told(kind: str) -> None:
     file = file_of(random_picture(0, 32, 32), kind)
     for end in range(0, len(file) - 20, 37):
         with pytest.raises(ImageError):
-            open_pictures([file[:end]], FIT, SETTINGS)
+            open_pictures([file[:end]], FIT)
 
 
 def test_size_is_judged_before_a_pixel_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     large, huge, narrow = file_of_size(6000, 6000), file_of_size(2**31 - 1, 2**31 - 1), file_of_size(1, 1_000_000)
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("it was decoded"))
     with pytest.raises(Refusal, match="6000 x 6000"):
-        open_pictures([large], FIT, SETTINGS)
+        fitted_pixels([large], FIT, SETTINGS)
     with pytest.raises(Refusal, match="larger than any picture"):
-        open_pictures([huge], FIT, SETTINGS)
+        fitted_pixels([huge], FIT, SETTINGS)
     with pytest.raises(ImageError, match="too long and narrow"):
-        open_pictures([narrow], FIT, SETTINGS)
+        fitted_pixels([narrow], FIT, SETTINGS)
 
 
 def file_of_size(width: int, height: int) -> bytes:

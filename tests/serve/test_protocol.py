@@ -294,6 +294,31 @@ async def test_a_full_queue_is_429_and_says_when_to_come_again(golden_model, cas
 
 
 @in_loop
+async def test_nothing_is_moved_to_the_device_before_there_is_a_place_for_it(golden_model, cases) -> None:
+    model = Placed(golden_model)
+    async with serving(model, max_queue=2) as client:
+        async with client.pool.engine().admit(client="other"):
+            response = await post(client, safetensors.torch.save(tensors(cases, 2)))
+        assert error_of(response) == (429, "queue_full") and not model.asked
+        assert (await post(client, safetensors.torch.save(tensors(cases, 2)))).status_code == 200 and model.asked
+
+
+class Placed:
+    """A model that notices when somebody asks where it is.
+
+    Attributes:
+        asked: how often.
+    """
+
+    def __init__(self, model) -> None:
+        self.model, self.asked = model, 0
+
+    def __getattr__(self, name: str):
+        self.asked += name == "device"
+        return getattr(self.model, name)
+
+
+@in_loop
 async def test_a_deadline_in_the_header_is_kept(golden_model, cases) -> None:
     blob = safetensors.torch.save(tensors(cases))
     async with serving(golden_model, max_wait_ms=300.0) as client:

@@ -17,7 +17,6 @@ from dina_lrm.errors import DinaError
 from dina_lrm.scoring import RewardModel
 from dina_lrm.scoring.wire import ErrorReply
 from dina_lrm.serve.arena import Arena, arena_router
-from dina_lrm.serve.attention import attention_router
 from dina_lrm.serve.desk import Desk
 from dina_lrm.serve.documents import documents_router
 from dina_lrm.serve.gate import Gate
@@ -26,6 +25,7 @@ from dina_lrm.serve.logs import AccessLog
 from dina_lrm.serve.models import ModelPool
 from dina_lrm.serve.pages import is_page_path, pages_router
 from dina_lrm.serve.refusals import Refusal, refusal_of
+from dina_lrm.serve.routes.attention import attention_router
 from dina_lrm.serve.routes.health import health_router
 from dina_lrm.serve.routes.models import models_router
 from dina_lrm.serve.routes.protocol import protocol_router

@@ -6,7 +6,7 @@ were understood and a value cannot be taken.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -20,7 +20,17 @@ from dina_lrm.serve.multipart import read_multipart
 from dina_lrm.serve.pictures import decode_base64
 from dina_lrm.serve.refusals import Refusal, refusal_of
 
-__all__ = ["MULTIPART_TYPE", "Asked", "LatentScores", "media_type", "read_asked", "read_json", "read_latent_scores"]
+__all__ = [
+    "COMPARED_TENSORS",
+    "MULTIPART_TYPE",
+    "SCORED_TENSORS",
+    "Asked",
+    "LatentScores",
+    "media_type",
+    "read_asked",
+    "read_json",
+    "read_latent_scores",
+]
 
 MULTIPART_TYPE = "multipart/form-data"
 IMAGES_PART = "images"
@@ -40,6 +50,9 @@ RANKS = {
     "seeds": (1,),
 }
 DTYPES_OF = {"prompt_mask": (torch.bool,), "seeds": (torch.int64,)}
+COMPARED_TENSORS = ("latents", "pixels", "prompt_embeds", "pooled_prompt_embeds", "prompt_mask")
+SCORED_TENSORS = (*COMPARED_TENSORS, "noise", "noised_latents", "sigma")
+PROTOCOL_TENSORS = ("latents", "prompt_embeds", "pooled_prompt_embeds", "u")
 
 MOST_COMMAS = 20_000
 R = TypeVar("R", bound=BaseModel)
@@ -53,7 +66,7 @@ class Asked(Generic[R]):
     Attributes:
         request: its words.
         files: of pictures.
-        tensors: of a blob, checked each by itself: known, of a fitting dtype and rank, finite; floats are float32.
+        tensors: of a blob, checked each by itself: taken here, of a fitting dtype and rank, finite; floats are float32.
         input_status: of what turns out to be wrong later.
     """
 
@@ -87,7 +100,9 @@ def media_type(content_type: str) -> str:
     return content_type.partition(";")[0].strip().lower()
 
 
-def read_asked(kind: type[R], content_type: str, body: bytearray, max_files: int) -> Asked[R]:
+def read_asked(
+    kind: type[R], content_type: str, body: bytearray, max_files: int, takes: Sequence[str] = ()
+) -> Asked[R]:
     """Read a request of any of the three content types.
 
     Args:
@@ -95,6 +110,7 @@ def read_asked(kind: type[R], content_type: str, body: bytearray, max_files: int
         content_type: the header.
         body: all of it; a blob's tensors are views of it.
         max_files: pictures in one request.
+        takes: names of the tensors that have a meaning here.
 
     Returns:
         The request.
@@ -112,7 +128,7 @@ def read_asked(kind: type[R], content_type: str, body: bytearray, max_files: int
         case "multipart/form-data":
             return _told(400, _read_form, kind, content_type, body, max_files)
         case "application/octet-stream":
-            return _told(400, _read_blob, kind, body, max_files)
+            return _told(400, _read_blob, kind, body, max_files, takes)
     accepted = f"{JSON_TYPE}, {MULTIPART_TYPE} or {BLOB_TYPE}"
     raise Refusal(415, "wrong_content_type", f"content type must be {accepted}, got {content_type!r:.80}")
 
@@ -153,16 +169,11 @@ def read_latent_scores(body: bytearray) -> LatentScores:
     Raises:
         InputError: whatever is wrong with it.
     """
-    tensors = _checked(dict(unpack(body).tensors))
-    required = ("latents", "prompt_embeds", "pooled_prompt_embeds", "u")
-    missing = [name for name in required if name not in tensors]
-    extra = sorted(tensors.keys() - {*required, "seeds"})
+    tensors = _checked(unpack(body).tensors, (*PROTOCOL_TENSORS, "seeds"))
+    missing = [name for name in PROTOCOL_TENSORS if name not in tensors]
     if missing:
-        raise DataError(f"the blob lacks {', '.join(missing)}; it must hold {', '.join(required)}, and may hold seeds")
-    if extra:
-        raise DataError(
-            f"the blob holds {extra[0]!r:.60}, which is not known here; it holds {', '.join(required)}, seeds"
-        )
+        told = f"it must hold {', '.join(PROTOCOL_TENSORS)}, and may hold seeds"
+        raise DataError(f"the blob lacks {', '.join(missing)}; {told}")
     sizes = {name: len(tensor) for name, tensor in tensors.items()}
     if len(set(sizes.values())) != 1:
         raise ShapeError(f"all tensors must have one batch size, got {sizes}")
@@ -202,7 +213,7 @@ def _read_form(kind: type[R], content_type: str, body: bytearray, max_files: int
     return Asked(request, tuple(part.body for part in files))
 
 
-def _read_blob(kind: type[R], body: bytearray, max_files: int) -> Asked[R]:
+def _read_blob(kind: type[R], body: bytearray, max_files: int, takes: Sequence[str]) -> Asked[R]:
     blob = unpack(body)
     request = read_json(kind, blob.metadata.get(REQUEST, "{}"), schema_status=400)
     if getattr(request, "images", ()):
@@ -217,15 +228,16 @@ def _read_blob(kind: type[R], body: bytearray, max_files: int) -> Asked[R]:
         raise ShapeError("a picture in a blob is the bytes of its file: U8 [n]")
     files = tuple(numbered[name].numpy().tobytes() for name in names)
     others = {name: tensor for name, tensor in blob.tensors.items() if name not in numbered}
-    return Asked(request, files, _checked(others), 400)
+    return Asked(request, files, _checked(others, takes, "image.0, image.1, ..."), 400)
 
 
-def _checked(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _checked(tensors: Mapping[str, Tensor], takes: Sequence[str], *more: str) -> dict[str, Tensor]:
     """Each tensor by itself: its name, dtype, rank and values; floats as float32."""
     found = {}
     for name, tensor in tensors.items():
-        if name not in RANKS:
-            raise DataError(f"the blob holds {name!r:.60}, which is not known here; known are {', '.join(RANKS)}")
+        if name not in takes:
+            told = ", ".join((*takes, *more))
+            raise DataError(f"the blob holds {name!r:.60}, which would not be read: this route takes {told}")
         if tensor.dtype not in DTYPES_OF.get(name, FLOATS):
             accepted = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES_OF.get(name, FLOATS))
             raise ShapeError(f"{name} must be {accepted}, got {str(tensor.dtype).removeprefix('torch.')}")

@@ -7,10 +7,11 @@ import hashlib
 import os
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -18,15 +19,16 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive
 
 from dina_lrm.errors import DataError, InputError, ShapeError, ValueRangeError
-from dina_lrm.noise import Adaptive, NoiseEnsemble
-from dina_lrm.scoring.questions import Part, Question
-from dina_lrm.scoring.wire import MODEL_HEADER, CompareRequest, RankRequest, ScoreOptions, ScoreRequest
+from dina_lrm.noise import Adaptive
+from dina_lrm.scoring.questions import Part
+from dina_lrm.scoring.wire import MODEL_HEADER, CompareRequest, RankRequest, ScoreRequest
 from dina_lrm.serve.asked import Asked, read_asked
+from dina_lrm.serve.attention import AttentionRequest
 from dina_lrm.serve.engine import Engine, Visit
 from dina_lrm.serve.gate import Gate
 from dina_lrm.serve.guards import UNANSWERED, client_of, state_of
 from dina_lrm.serve.models import ModelPool
-from dina_lrm.serve.pictures import Fit, open_pictures
+from dina_lrm.serve.pictures import Fit, fitted_pixels, open_pictures
 from dina_lrm.serve.refusals import Refusal, refusal_of
 from dina_lrm.serve.settings import ServeSettings
 from dina_lrm.serve.subject import Subject, check, conditioning_of, encode_pictures, encode_pixels, part_of
@@ -36,8 +38,8 @@ __all__ = [
     "DEADLINE_HEADER",
     "Answer",
     "Desk",
+    "all_of",
     "check_samples",
-    "ensemble_of",
     "fresh_seed",
     "read_body",
     "while_connected",
@@ -45,9 +47,11 @@ __all__ = [
 
 DEADLINE_HEADER = "x-drm-deadline-ms"
 MOST_THREADS = 4
+BYTES_A_PIXEL = 4  # of a picture until its request is answered: three, and its latents
 
 T = TypeVar("T")
-R = TypeVar("R", ScoreRequest, CompareRequest, RankRequest)
+R = TypeVar("R", ScoreRequest, CompareRequest, RankRequest, AttentionRequest)
+AnswerOf: TypeAlias = Callable[[Engine, Visit, Asked[R], Subject], Awaitable[T]]
 
 
 @dataclass(frozen=True)
@@ -111,15 +115,14 @@ class Desk:
         async with self.pool.engine(name).admit(client=client_of(http.scope)):
             return name
 
-    async def ask(
-        self, http: Request, kind: type[R], question_of: Callable[[Engine, Asked[R], Subject], Question[T]]
-    ) -> Answer[T]:
-        """Answer a request about pictures or latents.
+    async def ask(self, http: Request, kind: type[R], takes: Sequence[str], answer_of: AnswerOf[R, T]) -> Answer[T]:
+        """Answer a request about pictures or latents, as long as the client waits for it.
 
         Args:
             http: the request.
             kind: of its words.
-            question_of: the model, the request and its subject to a question.
+            takes: names of the tensors that have a meaning in it.
+            answer_of: the model, the way to it, the request and its subject to an answer.
 
         Returns:
             The answer.
@@ -130,22 +133,38 @@ class Desk:
         named = await self.admit(http)
         body = await read_body(http.receive)
         asked: Asked[R] = await self.aside(
-            read_asked, kind, http.headers.get("content-type", ""), body, self.settings.max_samples
+            read_asked, kind, http.headers.get("content-type", ""), body, self.settings.max_samples, takes
         )
         try:
             engine = self.pool.engine(asked.request.model or named)
-            states = states_of(asked, self.settings)
-
-            async def work(visit: Visit) -> T:
-                subject = await self.subject(engine, visit, asked)
-                self.note(http, engine, len(subject), prompts_of(asked.request))
-                return await visit.answer(question_of(engine, asked, subject))
-
-            return await self.inside(http, engine, work, asked.request.deadline_ms, states)
+            return await while_connected(http.receive, self.answered(http, engine, asked, answer_of))
         except InputError as error:
             raise refusal_of(error, asked.input_status) from error
 
-    async def inside(
+    async def answered(self, http: Request, engine: Engine, asked: Asked[R], answer_of: AnswerOf[R, T]) -> Answer[T]:
+        """Answer a request that was read, whoever waits for it.
+
+        Args:
+            http: the request.
+            engine: of the model.
+            asked: what was read.
+            answer_of: as in `ask`.
+
+        Returns:
+            The answer.
+
+        Raises:
+            InputError: of the request.
+        """
+
+        async def work(visit: Visit) -> T:
+            async with self.subject(engine, visit, asked) as subject:
+                self.note(http, engine, len(subject), prompts_of(asked.request))
+                return await answer_of(engine, visit, asked, subject)
+
+        return await self.admitted(http, engine, work, asked.request.deadline_ms, states_of(asked, self.settings))
+
+    async def admitted(
         self,
         http: Request,
         engine: Engine,
@@ -153,7 +172,7 @@ class Desk:
         deadline_ms: int | None = None,
         states: int = 1,
     ) -> Answer[T]:
-        """Do work in a model's queue, as long as the client waits for it.
+        """Do work in a model's queue.
 
         Args:
             http: the request, its body read.
@@ -165,17 +184,6 @@ class Desk:
         Returns:
             What came of it.
         """
-        return await while_connected(http.receive, self.admitted(http, engine, work, deadline_ms, states))
-
-    async def admitted(
-        self,
-        http: Request,
-        engine: Engine,
-        work: Callable[[Visit], Awaitable[T]],
-        deadline_ms: int | None = None,
-        states: int = 1,
-    ) -> Answer[T]:
-        """Do work in a model's queue, whoever waits for it; arguments as in `inside`."""
         deadline_ms = deadline_ms or _deadline_of(http)
         deadline = None if deadline_ms is None else time.monotonic() + deadline_ms / 1000
         async with engine.admit(client=client_of(http.scope), states=states, deadline=deadline) as visit:
@@ -206,12 +214,6 @@ class Desk:
             )
         return await visit.encode_prompts(prompts)
 
-    @staticmethod
-    def fit(engine: Engine) -> Fit:
-        """How a model wants its pictures."""
-        backbone = engine.model.network.backbone
-        return Fit(backbone.native_size, backbone.image_multiple)
-
     def revision(self, engine: Engine) -> str:
         """What tells a model from any that answers otherwise."""
         if engine not in self._revisions:
@@ -219,23 +221,25 @@ class Desk:
             self._revisions[engine] = hashlib.sha256(told.encode()).hexdigest()[:16]
         return self._revisions[engine]
 
-    async def subject(self, engine: Engine, visit: Visit, asked: Asked[R]) -> Subject:
-        """Candidates and prompts, encoded and checked.
+    @asynccontextmanager
+    async def subject(self, engine: Engine, visit: Visit, asked: Asked[R]) -> AsyncIterator[Subject]:
+        """Candidates and prompts, encoded and checked; inside, there is memory for them.
 
         Args:
             engine: whose model reads them.
             visit: way to it.
             asked: pictures or tensors, prompts in words or encoded.
 
-        Returns:
+        Yields:
             What a question is made about.
 
         Raises:
             InputError: something is missing, or stands twice, or does not fit the model.
+            QueueFullError: pictures of others take all the memory there is for them.
             Refusal: too many pixels.
         """
-        model, settings, tensors = engine.model, self.settings, asked.tensors
-        backbone = model.network.backbone
+        device, settings, tensors = engine.model.device, self.settings, asked.tensors
+        backbone = engine.model.network.backbone
         conditioning = conditioning_of(tensors)
         words = prompts_of(asked.request)
         if (conditioning is None) == (not words):
@@ -246,18 +250,21 @@ class Desk:
         )
         if len(kinds) != 1:
             raise DataError(f"a request has candidates of one kind (images, latents or pixels), got {kinds or 'none'}")
-        if latents is not None:
-            parts: tuple[Part, ...] = (part_of(latents, model.device, settings),)
-        elif "pixels" in tensors:
-            parts = await encode_pixels(visit, tensors["pixels"], engine.max_batch_size, settings)
-        else:
-            pictures = await self.aside(open_pictures, asked.files, self.fit(engine), settings)
-            parts = await encode_pictures(visit, pictures, engine.max_batch_size, settings)
-        if conditioning is None:
-            conditioning = await self.conditioning(visit, words)
-        subject = Subject(parts, conditioning.to(model.device))
-        check(subject, backbone, settings)
-        return subject
+        fit = Fit.of(backbone)
+        pixels = await self.aside(fitted_pixels, asked.files, fit, settings) if asked.files else 0
+        with self.gate.hold(BYTES_A_PIXEL * pixels, settings.max_held_bytes):
+            if latents is not None:
+                parts: tuple[Part, ...] = (part_of(latents, device, settings),)
+            elif "pixels" in tensors:
+                parts = await encode_pixels(visit, tensors["pixels"], engine.max_batch_size, settings)
+            else:
+                pictures = await self.aside(open_pictures, asked.files, fit)
+                parts = await encode_pictures(visit, pictures, engine.max_batch_size, settings)
+            if conditioning is None:
+                conditioning = await self.conditioning(visit, words)
+            subject = Subject(parts, conditioning.to(device))
+            check(subject, backbone, settings)
+            yield subject
 
 
 async def read_body(receive: Receive) -> bytearray:
@@ -302,6 +309,26 @@ async def while_connected(receive: Receive, work: Awaitable[T]) -> T:
         await asyncio.gather(job, gone, return_exceptions=True)
 
 
+async def all_of(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Do works at once; with the first that fails the others end.
+
+    Args:
+        works: what is to be done.
+
+    Returns:
+        What came of each, in order.
+
+    Raises:
+        Exception: that of the first that failed.
+    """
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(work) for work in works]
+    except ExceptionGroup as failed:
+        raise failed.exceptions[0] from None
+    return [task.result() for task in tasks]
+
+
 async def _hung_up(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
@@ -310,11 +337,6 @@ async def _hung_up(receive: Receive) -> None:
 def fresh_seed() -> int:
     """A seed nobody chose, small enough for every JSON reader."""
     return secrets.randbelow(2**53)
-
-
-def ensemble_of(options: ScoreOptions) -> NoiseEnsemble:
-    """How candidates are looked at."""
-    return NoiseEnsemble(options.sigmas, options.rule, options.fusion, options.antithetic)
 
 
 def states_of(asked: Asked[Any], settings: ServeSettings) -> int:
@@ -334,6 +356,10 @@ def states_of(asked: Asked[Any], settings: ServeSettings) -> int:
     options, samples = asked.request, samples_of(asked)
     check_samples(samples, settings)
     prompts = len(prompts_of(options))
+    if isinstance(options, AttentionRequest):
+        if samples != 1:
+            raise ShapeError(f"attention is of one picture, got {samples}")
+        return 1
     if prompts not in (0, 1, samples):
         raise ShapeError(f"{samples} samples need 1 or {samples} prompts, got {prompts}")
     adaptive = isinstance(options.rule, Adaptive)
@@ -366,12 +392,12 @@ def samples_of(asked: Asked[Any]) -> int:
     return max(len(asked.files), *(len(tensor) for tensor in asked.tensors.values()), 0)
 
 
-def prompts_of(request: ScoreRequest | CompareRequest | RankRequest) -> tuple[str, ...]:
+def prompts_of(request: ScoreRequest | CompareRequest | RankRequest | AttentionRequest) -> tuple[str, ...]:
     """The prompts of a request in words."""
     match request:
         case ScoreRequest():
             return request.prompts
-        case CompareRequest() | RankRequest():
+        case CompareRequest() | RankRequest() | AttentionRequest():
             return () if request.prompt is None else (request.prompt,)
 
 

@@ -5,18 +5,21 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 from PIL import Image, ImageOps
 
+from dina_lrm.backbones import Backbone
 from dina_lrm.errors import ImageError
 from dina_lrm.images import fit_size, fitted, to_rgb
 from dina_lrm.serve.refusals import Refusal
 from dina_lrm.serve.settings import ServeSettings
 
-__all__ = ["Fit", "decode_base64", "open_pictures"]
+__all__ = ["Fit", "decode_base64", "fitted_pixels", "open_pictures"]
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 DATA_URL = re.compile(r"data:image/[A-Za-z0-9.+-]{1,40};base64,")
@@ -34,6 +37,11 @@ class Fit:
 
     native: int
     multiple: int
+
+    @classmethod
+    def of(cls, backbone: Backbone) -> Self:
+        """As it says itself."""
+        return cls(backbone.native_size, backbone.image_multiple)
 
 
 def decode_base64(text: str, place: int) -> bytes:
@@ -56,26 +64,24 @@ def decode_base64(text: str, place: int) -> bytes:
         raise ImageError(f"image {place} is not base64: {error}") from error
 
 
-def open_pictures(files: Sequence[bytes | bytearray], fit: Fit | None, settings: ServeSettings) -> list[Image.Image]:
-    """Decode files, each fitted to the backbone before the next is opened, so that no two are in memory whole.
+def fitted_pixels(files: Sequence[bytes | bytearray], fit: Fit, settings: ServeSettings) -> int:
+    """How large some pictures will be, by their headers alone.
 
     Args:
         files: of pictures.
-        fit: how the backbone wants them; None leaves them in their own size.
+        fit: how the backbone wants them.
         settings: for the most pixels, of one and of all.
 
     Returns:
-        RGB pictures, upright, on white, of sizes that the backbone takes.
+        Pixels of all, once they are fitted.
 
     Raises:
-        ImageError: a file that is no whole PNG, JPEG or WebP picture.
+        ImageError: a file that is no PNG, JPEG or WebP picture, or one that is too long and narrow.
         Refusal: too many pixels.
     """
-    left = settings.max_request_pixels
-    pictures = []
+    left, found = settings.max_request_pixels, 0
     for place, file in enumerate(files):
-        picture = _open(file, place)
-        width, height = picture.size
+        width, height = _open(file, place).size
         left -= width * height
         if width * height > settings.max_pixels:
             told = f"image {place} has {width} x {height} pixels, at most {settings.max_pixels} are decoded"
@@ -83,17 +89,27 @@ def open_pictures(files: Sequence[bytes | bytearray], fit: Fit | None, settings:
         if left < 0:
             told = f"the images of one request have more than {settings.max_request_pixels} pixels together"
             raise Refusal(413, "too_many_pixels", told)
-        if fit is not None:
-            _check_aspect(picture.size, fit, place)
-        whole = _whole(picture, place)
-        pictures.append(whole if fit is None else fitted(whole, fit.native, fit.multiple))
-    return pictures
+        area = math.prod(fit_size(width, height, fit.native, fit.multiple))
+        if area > MOST_NATIVE_AREAS * fit.native**2:
+            raise ImageError(f"image {place} of {width} x {height} pixels is too long and narrow for this model")
+        found += area
+    return found
 
 
-def _check_aspect(size: tuple[int, int], fit: Fit, place: int) -> None:
-    sides = fit_size(*size, fit.native, fit.multiple)
-    if sides[0] * sides[1] > MOST_NATIVE_AREAS * fit.native**2:
-        raise ImageError(f"image {place} of {size[0]} x {size[1]} pixels is too long and narrow for this model")
+def open_pictures(files: Sequence[bytes | bytearray], fit: Fit) -> list[Image.Image]:
+    """Decode files that were measured, each fitted to the backbone before the next: no two are in memory whole.
+
+    Args:
+        files: of pictures.
+        fit: how the backbone wants them.
+
+    Returns:
+        RGB pictures, upright, on white, of sizes that the backbone takes.
+
+    Raises:
+        ImageError: a file that is no whole picture.
+    """
+    return [fitted(_whole(_open(file, place), place), fit.native, fit.multiple) for place, file in enumerate(files)]
 
 
 def _open(file: bytes | bytearray, place: int) -> Image.Image:

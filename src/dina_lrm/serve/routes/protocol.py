@@ -9,10 +9,10 @@ from fastapi import APIRouter, Request, Response
 
 from dina_lrm.errors import InputError
 from dina_lrm.noise import NoiseEnsemble
-from dina_lrm.scoring.questions import Asker, Question
+from dina_lrm.scoring.questions import Question
 from dina_lrm.scoring.wire import BLOB_TYPE, PROTOCOL_HEADER, PROTOCOL_VERSION, ProtocolReply
 from dina_lrm.serve.asked import LatentScores, read_latent_scores
-from dina_lrm.serve.desk import Desk, check_samples, fresh_seed, read_body
+from dina_lrm.serve.desk import Desk, check_samples, fresh_seed, read_body, while_connected
 from dina_lrm.serve.engine import Engine, Visit
 from dina_lrm.serve.refusals import Refusal, refusal_of
 from dina_lrm.serve.routes.replies import BLOB_BODY, json_response, require_type
@@ -41,9 +41,10 @@ def protocol_router(desk: Desk) -> APIRouter:
             seeds = asked.seeds or tuple(fresh_seed() for _ in asked.u)
 
             async def work(visit: Visit) -> Reward:
-                return await visit.answer(_question(engine.asker, subject, asked.u, seeds))
+                return await visit.answer(_question(engine, subject, asked.u, seeds))
 
-            answer = await desk.inside(http, engine, work)
+            answered = desk.admitted(http, engine, work, states=len(seeds))
+            answer = await while_connected(http.receive, answered)
         except InputError as error:
             raise refusal_of(error, 400) from error
         reply = ProtocolReply(
@@ -69,20 +70,21 @@ def _check_headers(http: Request) -> None:
 def _read(desk: Desk, engine: Engine, body: bytearray) -> tuple[LatentScores, Subject]:
     asked = read_latent_scores(body)
     check_samples(len(asked.u), desk.settings)
-    device = engine.model.device
-    conditioning = Conditioning(asked.prompt_embeds, asked.pooled_prompt_embeds).to(device)
-    subject = Subject((part_of(asked.latents, device, desk.settings),), conditioning)
+    conditioning = Conditioning(asked.prompt_embeds, asked.pooled_prompt_embeds)
+    subject = Subject((part_of(asked.latents, asked.latents.device, desk.settings),), conditioning)
     check(subject, engine.model.network.backbone, desk.settings)
     return asked, subject
 
 
-def _question(asker: Asker, subject: Subject, u: Sequence[float], seeds: Sequence[int]) -> Question[Reward]:
+def _question(engine: Engine, subject: Subject, u: Sequence[float], seeds: Sequence[int]) -> Question[Reward]:
     """One draw a sample, each at its own level and from its own seed: the state that `score` would read."""
-    latents = subject.parts[0].latents
+    # Moved here, where its places are taken: what waits at the door takes none of the device's memory.
+    asker, device = engine.asker, engine.model.device
+    latents, conditioning = subject.parts[0].latents.to(device), subject.conditioning.to(device)
     sigma = torch.tensor(asker.levels(u), device=latents.device)
     if asker.add_noise:
         noise = NoiseEnsemble().noise(latents, seeds)[0]
         state = asker.process.add_noise(latents, noise, sigma)
     else:
         state = NoisedState(latents, sigma)
-    return (yield from asker.state(state, subject.conditioning))
+    return (yield from asker.state(state, conditioning))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 
 from dina_lrm.errors import DataError, ShapeError, ValueRangeError
+from dina_lrm.noise import NoiseEnsemble
 from dina_lrm.scoring.questions import Candidates, Question
 from dina_lrm.scoring.wire import (
     BLOB_TYPE,
@@ -16,14 +17,14 @@ from dina_lrm.scoring.wire import (
     ScoreOptions,
     ScoreRequest,
 )
-from dina_lrm.serve.asked import Asked
-from dina_lrm.serve.desk import Desk, ensemble_of, fresh_seed
-from dina_lrm.serve.engine import Engine
+from dina_lrm.serve.asked import COMPARED_TENSORS, SCORED_TENSORS, Asked
+from dina_lrm.serve.desk import Desk, fresh_seed
+from dina_lrm.serve.engine import Engine, Visit
 from dina_lrm.serve.routes.replies import bodies, json_response, require_type
 from dina_lrm.serve.subject import Subject
 from dina_lrm.types import Comparison, Conditioning, NoisedState, Ranking, Reward, check_sigma
 
-__all__ = ["json_response", "score_question", "scores_router"]
+__all__ = ["scored", "scores_router"]
 
 
 def scores_router(desk: Desk) -> APIRouter:
@@ -46,13 +47,13 @@ def scores_router(desk: Desk) -> APIRouter:
         """Probability that the first of two candidates is preferred, with its interval."""
         seed = _Seed()
 
-        def question(engine: Engine, asked: Asked[CompareRequest], subject: Subject) -> Question[Comparison]:
-            if len(subject) != 2:
-                raise ShapeError(f"a comparison is of two candidates, got {len(subject)}")
+        async def compared(engine: Engine, visit: Visit, asked: Asked[CompareRequest], subject: Subject) -> Comparison:
             candidates = Candidates(subject.parts, _one_prompt(subject), seed.one(asked.request))
-            return engine.asker.compare(candidates, ensemble_of(asked.request), asked.request.tie_band)
+            return await visit.answer(
+                engine.asker.compare(candidates, _ensemble(asked.request), asked.request.tie_band)
+            )
 
-        answer = await desk.ask(http, CompareRequest, question)
+        answer = await desk.ask(http, CompareRequest, COMPARED_TENSORS, compared)
         return json_response(ComparisonReply.of(answer.value, answer.model, answer.revision, seed.value))
 
     @router.post("/v1/rank", response_model=RankingReply, openapi_extra=bodies(RankRequest))
@@ -60,35 +61,40 @@ def scores_router(desk: Desk) -> APIRouter:
         """Candidates of one prompt in order, best first."""
         seed = _Seed()
 
-        def question(engine: Engine, asked: Asked[RankRequest], subject: Subject) -> Question[Ranking]:
+        async def ranked(engine: Engine, visit: Visit, asked: Asked[RankRequest], subject: Subject) -> Ranking:
             candidates = Candidates(subject.parts, _one_prompt(subject), seed.one(asked.request))
-            return engine.asker.rank(candidates, ensemble_of(asked.request), asked.request.tie_band)
+            return await visit.answer(engine.asker.rank(candidates, _ensemble(asked.request), asked.request.tie_band))
 
-        answer = await desk.ask(http, RankRequest, question)
+        answer = await desk.ask(http, RankRequest, COMPARED_TENSORS, ranked)
         return json_response(RankingReply.of(answer.value, answer.model, answer.revision, seed.value))
 
     return router
 
 
 async def _score(desk: Desk, http: Request) -> Response:
-    answer = await desk.ask(http, ScoreRequest, score_question)
+    answer = await desk.ask(http, ScoreRequest, SCORED_TENSORS, scored)
     return json_response(RewardReply.of(answer.value, answer.model, answer.revision))
 
 
-def score_question(engine: Engine, asked: Asked[ScoreRequest], subject: Subject) -> Question[Reward]:
-    """What a request for scores asks.
+async def scored(engine: Engine, visit: Visit, asked: Asked[ScoreRequest], subject: Subject) -> Reward:
+    """What a request for scores asks, answered.
 
     Args:
         engine: whose model is asked.
+        visit: way to it.
         asked: levels, draws, seeds, and noise if it is given.
         subject: candidates and prompts.
 
     Returns:
-        The question.
+        The rewards.
 
     Raises:
         InputError: what was given does not fit together.
     """
+    return await visit.answer(_question(engine, asked, subject))
+
+
+def _question(engine: Engine, asked: Asked[ScoreRequest], subject: Subject) -> Question[Reward]:
     options, tensors = asked.request, asked.tensors
     if "noised_latents" in tensors:
         return _state_question(engine, asked, subject)
@@ -99,13 +105,14 @@ def score_question(engine: Engine, asked: Asked[ScoreRequest], subject: Subject)
         shapes = [list(part.latents.shape) for part in subject.parts]
         if shapes != [list(noise.shape)] or options.rule != 1 or options.antithetic:
             raise ShapeError(
-                f"noise must have the shape of the latents, {shapes}, with draws 1 and not antithetic, got {list(noise.shape)}"
+                f"noise must have the shape of the latents, {shapes}, with draws=1 and not antithetic, got {list(noise.shape)} "
+                f"and draws={options.rule}"
             )
     seed = _Seed().many(options)
     if not isinstance(seed, int) and len(seed) != len(subject):
         raise ShapeError(f"{len(subject)} candidates need one seed or {len(subject)}, got {len(seed)}")
     candidates = Candidates(subject.parts, subject.conditioning, seed, noise)
-    return engine.asker.score(candidates, ensemble_of(options))
+    return engine.asker.score(candidates, _ensemble(options))
 
 
 def _state_question(engine: Engine, asked: Asked[ScoreRequest], subject: Subject) -> Question[Reward]:
@@ -115,9 +122,18 @@ def _state_question(engine: Engine, asked: Asked[ScoreRequest], subject: Subject
         raise ShapeError(f"noised_latents need sigma [{len(subject)}], got {told}")
     if "noise" in asked.tensors:
         raise DataError("noised_latents are noised already: leave noise out")
+    # By value: our own clients say all that they could say.
+    fields = ScoreOptions.model_fields
+    idle = [name for name in fields if name != "deadline_ms" and getattr(asked.request, name) != fields[name].default]
+    if idle:
+        raise DataError(f"noised_latents are noised already and read as they are: leave {', '.join(idle)} out")
     check_sigma(sigma)
     state = NoisedState(subject.parts[0].latents, sigma.to(engine.model.device))
     return engine.asker.state(state, subject.conditioning)
+
+
+def _ensemble(options: ScoreOptions) -> NoiseEnsemble:
+    return NoiseEnsemble(options.sigmas, options.rule, options.fusion, options.antithetic)
 
 
 def _one_prompt(subject: Subject) -> Conditioning:

@@ -6,7 +6,6 @@ same picture always has the same reward. A failure is told as one and is never a
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import Annotated, Any, TypeVar
 
@@ -16,15 +15,13 @@ from pydantic import BaseModel, ConfigDict, FailFast, Field
 from dina_lrm.errors import InputError, ShapeError, WorkError
 from dina_lrm.scoring.wire import JSON_TYPE, MAX_SAMPLES, ScoreRequest, WireReply
 from dina_lrm.serve.asked import Asked, read_json
-from dina_lrm.serve.desk import Desk, check_samples, read_body, while_connected
-from dina_lrm.serve.engine import Visit
+from dina_lrm.serve.desk import Desk, all_of, check_samples, read_body, while_connected
 from dina_lrm.serve.errors import UnavailableError
 from dina_lrm.serve.pictures import decode_base64
 from dina_lrm.serve.refusals import Refusal
 from dina_lrm.serve.routes.health import status_of
 from dina_lrm.serve.routes.replies import json_response, require_type, schema_of
-from dina_lrm.serve.routes.scores import score_question
-from dina_lrm.types import Reward
+from dina_lrm.serve.routes.scores import scored
 
 __all__ = ["trainers_router"]
 
@@ -125,9 +122,7 @@ def trainers_router(desk: Desk) -> APIRouter:
             for name in dict.fromkeys(one.required_rewards):
                 groups.setdefault(name, []).append(place)
         turns = [one.history[-1] for one in asked.requests]
-        work = asyncio.gather(
-            *(_tried(desk, http, name, [turns[p] for p in places]) for name, places in groups.items())
-        )
+        work = all_of(_tried(desk, http, name, [turns[p] for p in places]) for name, places in groups.items())
         reply = UniRlReply(results=[{} for _ in turns], errors=[{} for _ in turns])
         for (name, places), found in zip(groups.items(), await while_connected(http.receive, work), strict=True):
             for place, outcome in zip(places, found, strict=True):
@@ -174,16 +169,9 @@ async def _rewards(
     desk: Desk, http: Request, name: str | None, prompts: Sequence[str], images: Sequence[str]
 ) -> list[float]:
     """Rewards of pictures in base64 by one model, at its default level."""
-    engine = desk.pool.engine(name)
     files = await desk.aside(_decoded, images)
     asked = Asked(ScoreRequest(prompts=tuple(prompts)), files)
-
-    async def work(visit: Visit) -> Reward:
-        subject = await desk.subject(engine, visit, asked)
-        desk.note(http, engine, len(subject), prompts)
-        return await visit.answer(score_question(engine, asked, subject))
-
-    answer = await desk.admitted(http, engine, work)
+    answer = await desk.answered(http, desk.pool.engine(name), asked, scored)
     return answer.value.reward.tolist()
 
 
@@ -200,7 +188,7 @@ async def _tried(desk: Desk, http: Request, name: str, turns: Sequence[Turn]) ->
     except Refusal as refusal:
         if len(turns) == 1:
             return [f"{refusal.kind}: {refusal.detail}"]
-    alone = await asyncio.gather(*(_tried(desk, http, name, [turn]) for turn in turns))
+    alone = await all_of(_tried(desk, http, name, [turn]) for turn in turns)
     return [one for found in alone for one in found]
 
 
