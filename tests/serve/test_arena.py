@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import Counter
 from collections.abc import Iterator
@@ -128,8 +129,15 @@ def test_the_first_answer_stands(arena: Arena) -> None:
     assert not arena.vote(shown.pair, "left", "ann")
     with pytest.raises(AlreadyVotedError):
         arena.vote(shown.pair, "right", "ann")
-    assert arena.vote(shown.pair, "right", "bob")
-    assert [(one.voter, one.choice) for one in arena.store.votes()] == [("ann", "left"), ("bob", "right")]
+    assert [(one.voter, one.choice) for one in arena.store.votes()] == [("ann", "left")]
+
+
+@pytest.mark.parametrize("voter", ["bob", "", "annx"])
+def test_a_ticket_is_good_for_the_voter_who_got_it(arena: Arena, voter: str) -> None:
+    ticket = arena.next_pair("ann").pair or ""
+    with pytest.raises(TicketError, match="to this voter"):
+        arena.vote(ticket, "left", voter)
+    assert arena.vote(ticket, "left", "ann")
 
 
 def test_a_pair_shown_before_a_restart_can_be_voted_on_after_it(arena: Arena, tmp_path: Path) -> None:
@@ -322,8 +330,9 @@ def test_votes_become_a_preference_folder(arena: Arena, tmp_path: Path) -> None:
 
 def test_votes_of_two_minds_are_added_up(arena: Arena, tmp_path: Path) -> None:
     shown = arena.next_pair("ann")
+    showing = arena._office.read(shown.pair or "", "ann")
     for voter, choice in (("ann", "left"), ("bob", "right"), ("eve", "right"), ("joe", "tie")):
-        arena.vote(shown.pair or "", choice, voter)  # type: ignore[arg-type]
+        arena.vote(arena._office.issue(showing, voter), choice, voter)  # type: ignore[arg-type]
     data = arena.export(tmp_path / "out")
     table = data.pairs(data.splits[0])
     left, right = sides(arena, shown)
@@ -345,7 +354,42 @@ def test_pictures_are_encoded_for_the_export(tmp_path: Path) -> None:
     data = arena.export(tmp_path / "out", encode, {"class": "none"})
     data.verify()
     assert sizes == [(32, 32)] * 2 and data.info["backbone"]["class"] == "none"
-    assert data.pairs(data.splits[0]).chosen == [sides(arena, shown)[0]]
+    assert data.pairs(data.splits[0]).chosen == [arena.source.public_name(sides(arena, shown)[0])]
+    arena.close()
+
+
+def test_an_export_holds_a_few_candidates_and_votes_at_a_time(arena: Arena, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("dina_lrm.serve.arena.store.PAGE", 7)
+    monkeypatch.setattr("dina_lrm.serve.arena.export.CHUNK", 3)
+    for _ in range(NUM_PAIRS):
+        vote(arena, "left")
+    held = []
+    whole = arena.source.latents
+    monkeypatch.setattr(arena.source, "latents", lambda some: held.append(len(some)) or whole(some))
+    data = arena.export(tmp_path / "out")
+    data.verify()
+    assert max(held) == 3 and sum(len(data.pairs(split)) for split in data.splits) == NUM_PAIRS
+    table = data.candidates.select(["candidate", "latents_row"]).to_pylist()
+    named = [row["candidate"] for row in table]
+    assert torch.equal(data.latents([row["latents_row"] for row in table]), whole(named))
+    parts = list(arena.export_json())
+    assert len(parts) > NUM_PAIRS / 7
+    rows = json.loads("".join(parts))["votes"]
+    assert [row["pair"] for row in rows] == [one.pair for one in arena.store.votes()]
+
+
+def test_an_export_tells_no_path(tmp_path: Path) -> None:
+    deep = picture_folder(tmp_path / "own" / "deep", num_prompts=1)
+    lines = json.loads((deep / "prompts.jsonl").read_text())
+    images = ["deep/" + lines["images"][0], str(deep / lines["images"][1])]
+    (tmp_path / "own" / "prompts.jsonl").write_text(json.dumps({**lines, "images": images}))
+    arena = Arena.open(tmp_path / "own", tmp_path / "arena.sqlite", SETTINGS)
+    vote(arena, "left")
+    data = arena.export(tmp_path / "out", lambda pictures: torch.zeros(len(pictures), 4, 2, 2))
+    arena_json = "".join(arena.export_json())
+    told = json.dumps([data.candidates.drop(["preview"]).to_pylist(), vars(data.pairs(data.splits[0]))], default=str)
+    for text in (told, arena_json):
+        assert "0-0.png" in text and "deep" not in text and str(tmp_path.parent.name) not in text
     arena.close()
 
 
@@ -353,7 +397,7 @@ def test_pictures_of_several_shapes_fill_no_folder(tmp_path: Path) -> None:
     folder = picture_folder(tmp_path / "own", num_prompts=1, sides=(32, 64, 96))
     arena = Arena.open(folder, tmp_path / "arena.sqlite", SETTINGS)
     vote(arena, "left")
-    with pytest.raises(DataError, match="latents of 2 shapes"):
+    with pytest.raises(DataError, match="latents of several shapes"):
         arena.export(tmp_path / "out", lambda pictures: torch.zeros(1, 4, pictures[0].width, 2))
     assert not (tmp_path / "out").exists()
     arena.close()

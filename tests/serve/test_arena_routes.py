@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import logging
+import threading
 import zipfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -26,7 +27,7 @@ from dina_lrm.serve.models import ModelPool
 from dina_lrm.serve.observer import Observer
 from dina_lrm.serve.settings import ServeSettings
 from tests.serve.arena_folders import NUM_CANDIDATES, picture_folder, preference_folder, prompt_of
-from tests.serve.fake import in_loop
+from tests.serve.fake import PATIENCE, in_loop, settle
 from tests.serve.serving import error_of, file_of, random_picture
 
 SHAPE = (16, 8, 8)
@@ -269,13 +270,34 @@ async def test_votes_are_exported(arena: Arena, golden_model, tmp_path: Path) ->
 
 
 @in_loop
+async def test_one_export_is_made_at_a_time(arena: Arena, monkeypatch) -> None:
+    async with voting(arena, None) as (client, _):
+        await vote(client, "left")
+        begun, go_on, whole = threading.Event(), threading.Event(), arena.export
+
+        def slow(*args):
+            begun.set()
+            assert go_on.wait(PATIENCE)
+            return whole(*args)
+
+        monkeypatch.setattr(arena, "export", slow)
+        first = asyncio.create_task(client.get("/v1/arena/export"))
+        await settle(begun.is_set)
+        second = await client.get("/v1/arena/export")
+        go_on.set()
+        assert error_of(second) == (429, "busy") and int(second.headers["retry-after"]) > 0
+        assert (await first).status_code == 200 and (await client.get("/v1/arena/export")).status_code == 200
+
+
+@in_loop
 async def test_pictures_are_encoded_by_the_served_model(tmp_path: Path, golden_model) -> None:
     arena = Arena.open(picture_folder(tmp_path / "own", sides=(64,)), tmp_path / "arena.sqlite", SETTINGS)
     async with voting(arena, golden_model) as (client, _):
         await vote(client, "right")
         data = await export_of(client, tmp_path / "out")
     data.verify()
-    name = data.candidates["candidate"].to_pylist()[0]
+    told = data.candidates["candidate"].to_pylist()[0]
+    name = next(one for one in arena.source.prompt_of if arena.source.public_name(one) == told)
     wanted = golden_model.encode_images(arena.source.pictures([name]))
     assert torch.allclose(data.latents([0]), wanted, atol=2e-3)  # half precision on disk
     assert data.info["backbone"]["class"] == "SD3Transformer2DModel"

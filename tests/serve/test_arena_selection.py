@@ -102,40 +102,40 @@ SHOWING = Showing("generated-b", "real-a", "active", b"12345678")
 
 
 def test_a_ticket_stands_for_the_pair_as_it_was_shown(office: TicketOffice) -> None:
-    assert office.read(office.issue(SHOWING)) == SHOWING
+    assert office.read(office.issue(SHOWING, "ann"), "ann") == SHOWING
     again = TicketOffice("00" * 32, ["real-a", "generated-b", "more"])
-    assert again.read(office.issue(SHOWING)) == SHOWING
+    assert again.read(office.issue(SHOWING, "ann"), "ann") == SHOWING
 
 
 def test_names_tell_nothing(office: TicketOffice) -> None:
-    ticket = office.issue(SHOWING)
+    ticket = office.issue(SHOWING, "ann")
     assert "real" not in ticket + office.picture("real-a")
     assert office.candidate(office.picture("real-a")) == "real-a" and office.candidate("real-a") is None
     assert TicketOffice("11" * 32, ["real-a"]).picture("real-a") != office.picture("real-a")
 
 
 def test_a_ticket_that_was_changed_is_refused(office: TicketOffice) -> None:
-    ticket = office.issue(SHOWING)
+    ticket = office.issue(SHOWING, "ann")
     for place in range(len(ticket)):
         for other in "Aa_":
             changed = ticket[:place] + other + ticket[place + 1 :]
             if changed != ticket:
                 with pytest.raises(TicketError):
-                    office.read(changed)
+                    office.read(changed, "ann")
 
 
 @pytest.mark.parametrize("ticket", ["", "a", "====", "ü", "A" * 53, "A" * 54, "A" * 55, "../../etc/passwd", " "])
 def test_what_is_no_ticket_is_refused(office: TicketOffice, ticket: str) -> None:
     with pytest.raises(TicketError, match="no ticket"):
-        office.read(ticket)
+        office.read(ticket, "ann")
 
 
 @given(st.text(max_size=80))
 def test_no_text_breaks_the_reader(text: str) -> None:
     with pytest.raises(TicketError):
-        TicketOffice("00" * 32, ["a", "b"]).read(text)
+        TicketOffice("00" * 32, ["a", "b"]).read(text, "ann")
 
 
 def test_a_ticket_of_pictures_that_are_gone_is_refused(office: TicketOffice) -> None:
     with pytest.raises(TicketError, match="no longer"):
-        TicketOffice("00" * 32, ["real-a"]).read(office.issue(SHOWING))
+        TicketOffice("00" * 32, ["real-a"]).read(office.issue(SHOWING, "ann"), "ann")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dina_lrm.data import Candidate, PreferencePair, write_preference_data
+from dina_lrm.data import Candidate, Origin, PreferencePair, write_preference_data
 from dina_lrm.errors import DataError
 from dina_lrm.serve.arena import open_source
 from tests.serve.arena_folders import name_of, picture, picture_folder, preference_folder, prompt_of, webp
@@ -129,3 +129,17 @@ def test_a_folder_of_neither_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "own" / "prompts.jsonl").write_bytes(b"\xff\xfe")
     with pytest.raises(DataError, match="UTF-8"):
         open_source(tmp_path / "own")
+
+
+def test_a_candidate_named_by_where_its_file_lay_is_told_by_another_name(tmp_path: Path) -> None:
+    files = [f"/data/{folder}/fox.png" for folder in "ab"]
+    preview = webp(picture(0, 0))
+    candidates = [
+        Candidate(name, "a fox", row, Origin("picture", detail=name), preview) for row, name in enumerate(files)
+    ]
+    pairs = {"test": [PreferencePair("a fox", *files, 1, 0)]}
+    write_preference_data(tmp_path / "foxes", candidates, torch.zeros(2, 4, 2, 2), pairs, "foxes")
+    source = open_source(tmp_path / "foxes")
+    told = {source.public_name(name) for name in files}
+    assert len(told) == 2 and all(name.endswith("-fox.png") and "/" not in name for name in told)
+    assert [source.origin(name) for name in files] == [Origin("picture", detail="fox.png")] * 2

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import random
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -254,7 +257,7 @@ class Arena:
             pair = self._pick(sampling, seen, rng)
             if pair is not None:
                 left, right = pair if rng.random() < 0.5 else (pair[1], pair[0])
-                ticket = self._office.issue(Showing(left, right, sampling, nonce))
+                ticket = self._office.issue(Showing(left, right, sampling, nonce), voter)
                 sides = self._office.picture(left), self._office.picture(right)
                 return ShownPair(
                     pair=ticket,
@@ -277,10 +280,10 @@ class Arena:
             False if the same answer stood there already.
 
         Raises:
-            TicketError: no ticket of this arena.
+            TicketError: no ticket of this arena, or another voter's.
             AlreadyVotedError: this voter answered otherwise before.
         """
-        showing = self._office.read(ticket)
+        showing = self._office.read(ticket, voter)
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         prompt = self.source.prompt_of[showing.left]
         vote = Vote(ticket, voter, prompt, showing.left, showing.right, choice, showing.sampling, now)
@@ -339,7 +342,21 @@ class Arena:
         Raises:
             DataError: nobody has voted, or the candidates' latents have several shapes.
         """
-        return export_votes(folder, self.source, self.store.votes(), encode, backbone or {})
+        votes = chain.from_iterable(self.store.pages())
+        return export_votes(folder, self.source, votes, self.store.voters(), encode, backbone or {})
+
+    def export_json(self) -> Iterator[str]:
+        """Every vote as JSON, in parts."""
+        yield f'{{"source": {json.dumps(self.source.name)}, "votes": ['
+        between = ""
+        for page in self.store.pages():
+            yield between + ", ".join(json.dumps(self._public(vote)) for vote in page)
+            between = ", "
+        yield "]}"
+
+    def _public(self, vote: Vote) -> dict[str, Any]:
+        left, right = map(self.source.public_name, vote.sides)
+        return {**asdict(vote), "left": left, "right": right}
 
     def look_ahead(self) -> None:
         """Have candidates scored in the background, inside a running event loop: of what was voted on, then of others."""

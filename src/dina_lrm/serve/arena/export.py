@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 from torch import Tensor
 
-from dina_lrm.data import Candidate, PreferenceData, PreferencePair, write_preference_data
+from dina_lrm.data import Candidate, LatentParts, PreferenceData, PreferencePair, write_preference_data
 from dina_lrm.errors import DataError
 from dina_lrm.serve.arena.selection import Pair, ordered
 from dina_lrm.serve.arena.source import CandidateSource
@@ -18,10 +19,10 @@ from dina_lrm.serve.arena.store import Sampling, Vote
 
 Encode = Callable[[Sequence[Image.Image]], Tensor]
 SPLITS: dict[Sampling, str] = {"active": "train", "random": "test"}
-CHUNK = 16  # pictures encoded at once
+CHUNK = 16  # candidates whose pictures or latents are in memory at once
 
 
-def preference_pairs(votes: Sequence[Vote]) -> dict[str, list[PreferencePair]]:
+def preference_pairs(votes: Iterable[Vote]) -> dict[str, list[PreferencePair]]:
     """Votes added up by pair: those of the prompts that were set apart are "test", the others "train".
 
     Args:
@@ -56,16 +57,18 @@ def _pair(prompt: str, pair: Pair, found: Mapping[str, int]) -> PreferencePair:
 def export_votes(
     folder: str | Path,
     source: CandidateSource,
-    votes: Sequence[Vote],
+    votes: Iterable[Vote],
+    voters: int,
     encode: Encode | None,
     backbone: Mapping[str, Any],
 ) -> PreferenceData:
-    """Write the votes and the candidates that they name as a preference folder.
+    """Write the votes and the candidates that they name as a preference folder, a few candidates at a time.
 
     Args:
         folder: where.
         source: of the candidates.
-        votes: all of them.
+        votes: all of them; looked at once.
+        voters: who gave them.
         encode: pictures to latents `[n c h w]`; not needed where the source has latents.
         backbone: what `encode` stands on.
 
@@ -79,13 +82,10 @@ def export_votes(
     if not pairs:
         raise DataError("nobody has voted yet, so there is nothing to export")
     named = sorted({name for split in pairs.values() for pair in split for name in (pair.chosen, pair.rejected)})
-    latents = source.latents(named)
-    made_by = source.backbone
-    if latents is None:
-        latents, made_by = _encoded(source, named, encode), backbone
-    candidates = [
+    made_by = source.backbone if source.latents(named[:1]) is not None else backbone
+    candidates = (
         Candidate(
-            candidate=name,
+            candidate=source.public_name(name),
             prompt=source.prompt_of[name],
             latents_row=row,
             origin=source.origin(name),
@@ -93,29 +93,50 @@ def export_votes(
             oracle_utility=source.oracle_utility(name),
         )
         for row, name in enumerate(named)
-    ]
+    )
+    told = {
+        split: [
+            replace(one, chosen=source.public_name(one.chosen), rejected=source.public_name(one.rejected))
+            for one in found
+        ]
+        for split, found in pairs.items()
+    }
     about = {
         "preferences": "votes of people in the arena of a reward server",
         "source": source.name,
         "splits": "test: pairs at random, of prompts set apart by a seed; train: pairs of the other prompts, picked where "
         "a vote was expected to tell most",
-        "voters": len({vote.voter for vote in votes}),
+        "voters": voters,
     }
-    return write_preference_data(folder, candidates, latents, pairs, f"{source.name}-arena", made_by, about)
+    latents = _latents(source, named, encode)
+    return write_preference_data(folder, candidates, latents, told, f"{source.name}-arena", made_by, about)
 
 
-def _encoded(source: CandidateSource, candidates: Sequence[str], encode: Encode | None) -> Tensor:
-    if encode is None:
-        raise DataError(f"{source.name} has pictures and no latents, and no model is at hand to encode them")
-    parts = []
+def _latents(source: CandidateSource, candidates: Sequence[str], encode: Encode | None) -> LatentParts:
+    parts = _parts(source, candidates, encode)
+    first = next(parts)
+
+    def of_one_shape() -> Iterator[Tensor]:
+        for part in chain([first], parts):
+            if part.shape[1:] != first.shape[1:]:
+                shapes = " and ".join("x".join(map(str, one.shape[1:])) for one in (first, part))
+                raise DataError(
+                    f"the pictures have latents of several shapes ({shapes}) and a preference folder holds one; export the "
+                    "votes as JSON, or cut the pictures to one size"
+                )
+            yield part
+
+    return LatentParts((len(candidates), *first.shape[1:]), of_one_shape())
+
+
+def _parts(source: CandidateSource, candidates: Sequence[str], encode: Encode | None) -> Iterator[Tensor]:
     for start in range(0, len(candidates), CHUNK):
-        for picture in source.pictures(candidates[start : start + CHUNK]):
-            parts.append(encode([picture]))
-    shapes = sorted({tuple(part.shape[1:]) for part in parts})
-    if len(shapes) > 1:
-        told = ", ".join("x".join(map(str, shape)) for shape in shapes)
-        raise DataError(
-            f"the pictures have latents of {len(shapes)} shapes ({told}) and a preference folder holds one; export the votes "
-            "as JSON, or cut the pictures to one size"
-        )
-    return torch.cat(parts).cpu()
+        some = candidates[start : start + CHUNK]
+        latents = source.latents(some)
+        if latents is not None:
+            yield latents
+            continue
+        if encode is None:
+            raise DataError(f"{source.name} has pictures and no latents, and no model is at hand to encode them")
+        for picture in source.pictures(some):
+            yield encode([picture]).cpu()

@@ -6,12 +6,11 @@ import asyncio
 import tempfile
 import zipfile
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Response
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.responses import FileResponse, StreamingResponse
 from PIL import Image
 from pydantic import Field
 from starlette.background import BackgroundTask
@@ -65,6 +64,7 @@ def arena_router(arena: Arena, pool: ModelPool) -> APIRouter:
     """
     settings = arena.settings
     arena.judge = EngineJudge(pool, arena.source, NoiseEnsemble(settings.sigmas, settings.draws), settings.seed)
+    exporting = asyncio.Lock()
     router = APIRouter(prefix="/v1/arena", tags=["arena"])
 
     @router.get("/pair")
@@ -104,9 +104,13 @@ def arena_router(arena: Arena, pool: ModelPool) -> APIRouter:
     async def export(format: Literal["zip", "json"] = "zip") -> Response:
         """All votes: a preference folder as a zip archive, or every vote as JSON."""
         if format == "json":
-            rows = [asdict(vote) for vote in await asyncio.to_thread(arena.store.votes)]
-            return JSONResponse({"source": arena.source.name, "votes": rows}, headers=_download("arena-votes.json"))
-        path = await _zipped(arena, pool)
+            parts = arena.export_json()
+            return StreamingResponse(parts, media_type="application/json", headers=_download("arena-votes.json"))
+        if exporting.locked():
+            told = "another export is being made; ask again in a few seconds"
+            raise Refusal(429, "busy", told, {"retry-after": "5"})
+        async with exporting:
+            path = await _zipped(arena, pool)
         done = BackgroundTask(path.unlink, missing_ok=True)
         return FileResponse(path, media_type="application/zip", headers=_download("arena-votes.zip"), background=done)
 

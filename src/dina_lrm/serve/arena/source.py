@@ -7,9 +7,9 @@ import io
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from PIL import Image, UnidentifiedImageError
@@ -54,8 +54,12 @@ class CandidateSource(ABC):
     def pictures(self, candidates: Sequence[str]) -> list[Image.Image]:
         """The pictures themselves, RGB."""
 
+    def public_name(self, candidate: str) -> str:
+        """Its id in what leaves the server, where no path of this machine is told."""
+        return candidate
+
     def origin(self, candidate: str) -> Origin | None:
-        """Where it came from, if anybody knows."""
+        """Where it came from, if anybody knows; without paths of this machine."""
         return None
 
     def oracle_utility(self, candidate: str) -> float | None:
@@ -126,8 +130,15 @@ class PreferenceSource(CandidateSource):
     def pictures(self, candidates: Sequence[str]) -> list[Image.Image]:
         return [Image.open(io.BytesIO(self.shown(candidate))).convert("RGB") for candidate in candidates]
 
+    def public_name(self, candidate: str) -> str:
+        # What a data set calls its candidates stays, unless it calls them by where their files lay.
+        return _fileless(candidate) if PurePath(candidate).is_absolute() else candidate
+
     def origin(self, candidate: str) -> Origin | None:
-        return Origin.from_row(self._data.candidates["origin"][self._rows[candidate].place].as_py())
+        origin = Origin.from_row(self._data.candidates["origin"][self._rows[candidate].place].as_py())
+        if origin is not None and PurePath(origin.detail).is_absolute():
+            return replace(origin, detail=PurePath(origin.detail).name)
+        return origin
 
     def oracle_utility(self, candidate: str) -> float | None:
         utility: float | None = self._data.candidates["oracle_utility"][self._rows[candidate].place].as_py()
@@ -177,8 +188,12 @@ class PictureSource(CandidateSource):
     def pictures(self, candidates: Sequence[str]) -> list[Image.Image]:
         return [open_image(self._paths[candidate]) for candidate in candidates]
 
+    def public_name(self, candidate: str) -> str:
+        prompt, _, image = candidate.partition("/")
+        return f"{prompt}-{_fileless(image)}"
+
     def origin(self, candidate: str) -> Origin | None:
-        return Origin("upload", detail=candidate.partition("/")[2])
+        return Origin("upload", detail=self._paths[candidate].name)
 
 
 def open_source(folder: str | Path, split: str | None = None) -> CandidateSource:
@@ -233,6 +248,11 @@ def _parsed(line: str, where: str) -> tuple[str, list[str]]:
     if not isinstance(prompt, str) or not prompt.strip() or not listed or not images:
         raise DataError(f'{where} must be {{"prompt": "...", "images": ["...", ...]}}, got {line[:80]}')
     return prompt, images
+
+
+def _fileless(path: str) -> str:
+    """A name for a file that tells nothing of its folders, and tells it from others of its name."""
+    return f"{hashlib.sha256(path.encode()).hexdigest()[:8]}-{PurePath(path).name}"
 
 
 def _inside(folder: Path, image: str, where: str) -> Path:

@@ -18,6 +18,7 @@ Sampling = Literal["random", "active"]
 
 SCHEMA_VERSION = "1"
 BUSY_SECONDS = 30.0
+PAGE = 1000  # votes in memory at once, where all are wanted
 VARIABLES = 500  # of one statement; SQLite takes 999 at least
 _COLUMNS = "pair, voter, prompt, left_candidate, right_candidate, choice, sampling, at"
 _SCHEMA = f"""
@@ -185,7 +186,20 @@ class VoteStore:
             rows = self._rows_in(f"{select} WHERE prompt IN", list(prompts), "ORDER BY vote")
         else:
             rows = self._rows(f"{select} ORDER BY vote")
-        return [Vote(*cast("tuple[str, str, str, str, str, Choice, Sampling, str]", row)) for row in rows]
+        return [_vote(row) for row in rows]
+
+    def pages(self) -> Iterator[list[Vote]]:
+        """Every vote in the order in which they came, so many at a time: there may be more than memory holds."""
+        last: object = 0
+        while rows := self._rows(
+            f"SELECT vote, {_COLUMNS} FROM votes WHERE vote > ? ORDER BY vote LIMIT {PAGE}", (last,)
+        ):
+            yield [_vote(row[1:]) for row in rows]
+            last = rows[-1][0]
+
+    def voters(self) -> int:
+        """How many have answered."""
+        return cast(int, self._rows("SELECT COUNT(DISTINCT voter) FROM votes")[0][0])
 
     def count(self, voter: str) -> int:
         """How many answers a voter has given."""
@@ -223,7 +237,7 @@ class VoteStore:
             except sqlite3.Error as error:
                 with suppress(sqlite3.Error):  # where no transaction is open
                     self._connection.execute("ROLLBACK")
-                raise WorkError(f"the arena's store {self.path} failed: {error}") from error
+                raise WorkError(f"the arena's store {self.path.name} failed: {error}") from error
 
     def _rows(self, statement: str, values: Sequence[object] = ()) -> list[tuple[object, ...]]:
         with self._held() as connection:
@@ -236,3 +250,7 @@ class VoteStore:
             part = names[first : first + VARIABLES]
             found += self._rows(f"{start} ({', '.join('?' * len(part))}) {end}", (*before, *part))
         return found
+
+
+def _vote(row: tuple[object, ...]) -> Vote:
+    return Vote(*cast("tuple[str, str, str, str, str, Choice, Sampling, str]", row))

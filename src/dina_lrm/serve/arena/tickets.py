@@ -22,7 +22,7 @@ _CODES: dict[Sampling, bytes] = {"random": b"r", "active": b"a"}
 
 
 class TicketError(InputError):
-    """This arena gave out no such ticket."""
+    """This arena gave this voter no such ticket."""
 
 
 @dataclass(frozen=True)
@@ -57,26 +57,33 @@ class TicketOffice:
         """Whose picture it is; None if nobody's."""
         return self._candidate_of.get(picture)
 
-    def issue(self, showing: Showing) -> str:
-        """The ticket of a showing."""
+    def issue(self, showing: Showing, voter: str) -> str:
+        """The ticket of a showing, good for this voter alone."""
         pictures = [_bytes(self.picture(candidate)) for candidate in (showing.left, showing.right)]
         told = b"".join((*pictures, _CODES[showing.sampling], showing.nonce))
-        return _text(told + self._seal(b"pair" + told)[:SEAL_BYTES])
+        return _text(told + self._seal(b"pair" + told + voter.encode())[:SEAL_BYTES])
 
-    def read(self, ticket: str) -> Showing:
+    def read(self, ticket: str, voter: str) -> Showing:
         """What a ticket stands for.
 
+        Args:
+            ticket: as it was issued.
+            voter: who shows it.
+
+        Returns:
+            The showing.
+
         Raises:
-            TicketError: not one of this arena's, or of candidates that it has no more.
+            TicketError: not one of this arena's, another voter's, or of candidates that it has no more.
         """
         try:
             whole = _bytes(ticket)
         except ValueError as error:
             raise TicketError("pair is no ticket of this arena; ask for another pair") from error
         told, seal = whole[:-SEAL_BYTES], whole[-SEAL_BYTES:]
-        expected = self._seal(b"pair" + told)[:SEAL_BYTES]
+        expected = self._seal(b"pair" + told + voter.encode())[:SEAL_BYTES]
         if len(told) != 2 * PICTURE_BYTES + 1 + NONCE_BYTES or not hmac.compare_digest(seal, expected):
-            raise TicketError("pair is no ticket of this arena; ask for another pair")
+            raise TicketError("pair is no ticket that this arena gave to this voter; ask for another pair")
         left, right = (self.candidate(_text(told[i * PICTURE_BYTES : (i + 1) * PICTURE_BYTES])) for i in (0, 1))
         if left is None or right is None:
             raise TicketError("the pictures of this pair are no longer in the arena; ask for another pair")
