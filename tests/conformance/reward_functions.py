@@ -84,8 +84,8 @@ def picture(seed: int, width: int = 64, height: int = 64, mode: str = "RGB") -> 
     return Image.fromarray(values, mode) if mode == "RGB" else Image.fromarray(values)
 
 
-class RewardFunctionSuite:
-    """Every reward function passes these."""
+class AnswerSuite:
+    """The numbers are those of the model, whatever it says of itself: under a calibration too."""
 
     @pytest.fixture
     def function(self) -> RewardFunction:
@@ -103,63 +103,10 @@ class RewardFunctionSuite:
     def text(self, golden_conditioning) -> Conditioning:
         return golden_conditioning
 
-    def test_it_takes_what_the_protocol_names(self, function) -> None:
-        for name in ("score", "score_state", "compare", "rank", "best_of"):
-            wanted = inspect.signature(getattr(RewardFunction, name)).parameters
-            taken = inspect.signature(getattr(type(function), name)).parameters
-            assert set(wanted) <= set(taken), name
-            assert all(taken[one].default == wanted[one].default for one in wanted), name
-
     @pytest.mark.parametrize("look", LOOKS, ids=str)
     def test_latents_score_as_the_model_scores_them(self, function, model, latents, text, look) -> None:
         ask = dict(conditioning=text, latents=latents, **look)
         agree(function.score(**ask), model.score(**ask))
-
-    def test_a_reward_is_a_record_on_the_cpu_without_a_graph(self, function, latents, text) -> None:
-        with torch.no_grad():
-            reward = function.score(conditioning=text, latents=latents)
-        assert isinstance(reward, Reward) and len(reward) == 3
-        assert reward.reward.device.type == "cpu" and not reward.reward.requires_grad
-        assert reward.spent.dtype == torch.int64 and reward.seed == 0
-
-    def test_the_same_request_gives_the_same_bits(self, function, latents, text) -> None:
-        ask = dict(conditioning=text, latents=latents, sigmas=(0.2, 0.6), draws=2, seed=7)
-        first, second = function.score(**ask), function.score(**ask)
-        assert torch.equal(first.draws, second.draws) and torch.equal(first.reward, second.reward)
-        assert not torch.equal(first.draws, function.score(**{**ask, "seed": 8}).draws)
-
-    @pytest.mark.parametrize("fusion", ["mean", "tokens"])
-    def test_a_sample_scores_the_same_alone_and_among_others(self, function, latents, text, fusion) -> None:
-        look = dict(sigmas=(0.2, 0.6), draws=2, fusion=fusion, seed=3)
-        together = function.score(conditioning=text, latents=latents, **look)
-        for place in range(3):
-            one = slice(place, place + 1)
-            alone = function.score(conditioning=text[one], latents=latents[one], **look)
-            assert torch.allclose(alone.draws, together.draws[one], **EXACT)
-
-    def test_seeds_belong_to_samples(self, function, latents, text) -> None:
-        together = function.score(conditioning=text, latents=latents, seed=[7, 8, 9])
-        alone = function.score(conditioning=text[1:2], latents=latents[1:2], seed=8)
-        assert torch.allclose(alone.draws, together.draws[1:2], **EXACT) and together.seed == (7, 8, 9)
-
-    def test_prompts_in_words_and_encoded_are_one(self, function, model, latents, case_settings, text) -> None:
-        prompts = case_settings["prompts"]
-        in_words = function.score(prompts=prompts, latents=latents)
-        agree(in_words, model.score(conditioning=text, latents=latents))
-        agree(function.score(prompts=prompts[:1], latents=latents), model.score(prompts=prompts[:1], latents=latents))
-
-    def test_pictures_of_any_size_and_mode(self, function, model) -> None:
-        pictures = [picture(0), picture(1, 100, 48), picture(2, mode="RGBA"), picture(3).convert("L")]
-        ask = dict(prompts=["a cat", "a dog", "a fish", ""], images=pictures, draws=2, seed=[1, 2, 3, 4])
-        agree(function.score(**ask), model.score(**ask))
-
-    def test_pixels_as_they_are(self, function, model, text) -> None:
-        pixels = torch.rand(3, 3, 64, 96, generator=torch.Generator().manual_seed(0))
-        agree(function.score(conditioning=text, images=pixels), model.score(conditioning=text, images=pixels))
-
-    def test_half_precision_latents_are_taken(self, function, model, latents, text) -> None:
-        half = latents.to(torch.bfloat16)
-        agree(function.score(conditioning=text, latents=half), model.score(conditioning=text, latents=half))
 
     def test_a_state_is_scored_as_it_stands(self, function, model, cases, latents, text) -> None:
         for sigma in (torch.full((3,), 0.5), torch.tensor([0.1, 0.5, 1.0])):
@@ -210,6 +157,63 @@ class RewardFunctionSuite:
         ours, theirs = (one.rank(prompt="a cat", images=pictures) for one in (function, model))
         assert ours.order == theirs.order
         assert function.rank(prompt="a cat", images=pictures[:1]).lead is None
+
+
+class RewardFunctionSuite(AnswerSuite):
+    """Every reward function passes these."""
+
+    def test_it_takes_what_the_protocol_names(self, function) -> None:
+        for name in ("score", "score_state", "compare", "rank", "best_of"):
+            wanted = inspect.signature(getattr(RewardFunction, name)).parameters
+            taken = inspect.signature(getattr(type(function), name)).parameters
+            assert set(wanted) <= set(taken), name
+            assert all(taken[one].default == wanted[one].default for one in wanted), name
+
+    def test_a_reward_is_a_record_on_the_cpu_without_a_graph(self, function, latents, text) -> None:
+        with torch.no_grad():
+            reward = function.score(conditioning=text, latents=latents)
+        assert isinstance(reward, Reward) and len(reward) == 3
+        assert reward.reward.device.type == "cpu" and not reward.reward.requires_grad
+        assert reward.spent.dtype == torch.int64 and reward.seed == 0
+
+    def test_the_same_request_gives_the_same_bits(self, function, latents, text) -> None:
+        ask = dict(conditioning=text, latents=latents, sigmas=(0.2, 0.6), draws=2, seed=7)
+        first, second = function.score(**ask), function.score(**ask)
+        assert torch.equal(first.draws, second.draws) and torch.equal(first.reward, second.reward)
+        assert not torch.equal(first.draws, function.score(**{**ask, "seed": 8}).draws)
+
+    @pytest.mark.parametrize("fusion", ["mean", "tokens"])
+    def test_a_sample_scores_the_same_alone_and_among_others(self, function, latents, text, fusion) -> None:
+        look = dict(sigmas=(0.2, 0.6), draws=2, fusion=fusion, seed=3)
+        together = function.score(conditioning=text, latents=latents, **look)
+        for place in range(3):
+            one = slice(place, place + 1)
+            alone = function.score(conditioning=text[one], latents=latents[one], **look)
+            assert torch.allclose(alone.draws, together.draws[one], **EXACT)
+
+    def test_seeds_belong_to_samples(self, function, latents, text) -> None:
+        together = function.score(conditioning=text, latents=latents, seed=[7, 8, 9])
+        alone = function.score(conditioning=text[1:2], latents=latents[1:2], seed=8)
+        assert torch.allclose(alone.draws, together.draws[1:2], **EXACT) and together.seed == (7, 8, 9)
+
+    def test_prompts_in_words_and_encoded_are_one(self, function, model, latents, case_settings, text) -> None:
+        prompts = case_settings["prompts"]
+        in_words = function.score(prompts=prompts, latents=latents)
+        agree(in_words, model.score(conditioning=text, latents=latents))
+        agree(function.score(prompts=prompts[:1], latents=latents), model.score(prompts=prompts[:1], latents=latents))
+
+    def test_pictures_of_any_size_and_mode(self, function, model) -> None:
+        pictures = [picture(0), picture(1, 100, 48), picture(2, mode="RGBA"), picture(3).convert("L")]
+        ask = dict(prompts=["a cat", "a dog", "a fish", ""], images=pictures, draws=2, seed=[1, 2, 3, 4])
+        agree(function.score(**ask), model.score(**ask))
+
+    def test_pixels_as_they_are(self, function, model, text) -> None:
+        pixels = torch.rand(3, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+        agree(function.score(conditioning=text, images=pixels), model.score(conditioning=text, images=pixels))
+
+    def test_half_precision_latents_are_taken(self, function, model, latents, text) -> None:
+        half = latents.to(torch.bfloat16)
+        agree(function.score(conditioning=text, latents=half), model.score(conditioning=text, latents=half))
 
     @pytest.mark.parametrize(("ask", "kind", "message"), WRONG)
     def test_what_is_wrong_is_the_models_error_with_a_sentence(self, function, model, ask, kind, message) -> None:

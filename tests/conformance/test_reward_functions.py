@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 import torch
 
+from dina_lrm.checkpoint import CalibrationConfig, LevelCalibrationConfig
 from dina_lrm.errors import ConfigError, InputError, NoAnswerError, WorkError
 from dina_lrm.noise import Adaptive
-from dina_lrm.scoring import samples
+from dina_lrm.scoring import RewardModel, samples
 from dina_lrm.scoring.client import AsyncRewardClient, RewardClient
 from dina_lrm.types import NoisedState
-from tests.conformance.reward_functions import RewardFunctionSuite, agree
+from tests.conformance.reward_functions import AnswerSuite, RewardFunctionSuite, agree
 from tests.conformance.served import KEY, PATIENCE, served
 
 
@@ -80,6 +81,33 @@ def dripping(seconds: float) -> Iterator[str]:
 def server(golden_model) -> Iterator[str]:
     """The url of a real server with the golden model, which wants a key."""
     with served(golden_model) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def calibrated(golden_model) -> RewardModel:
+    """The golden model under a calibration whose every number matters, the spread of margins among them."""
+    levels = [
+        LevelCalibrationConfig(
+            sigma=sigma,
+            centre=sigma - 0.3,
+            spread=0.2 + sigma,
+            deviation=0.9 - 0.5 * sigma,
+            settled_deviation=0.4 - 0.2 * sigma,
+            margin_variance=0.002 + 0.01 * sigma,
+            margin_dof=6.0,
+        )
+        for sigma in (0.1, 0.4, 0.8)
+    ]
+    return golden_model.with_calibration(
+        CalibrationConfig(fitted_on="nothing", kind="logistic", levels=tuple(levels), disagreement=0.5)
+    )
+
+
+@pytest.fixture(scope="module")
+def calibrated_server(calibrated) -> Iterator[str]:
+    """The url of a real server with it."""
+    with served(calibrated) as url:
         yield url
 
 
@@ -146,6 +174,39 @@ class TestAsyncClient(RemoteSuite):
 
     def test_it_takes_what_the_protocol_names(self, function):
         super().test_it_takes_what_the_protocol_names(function.client)
+
+
+class TestCalibratedModel(AnswerSuite):
+    """Its calibration is in every number that the suite compares."""
+
+    @pytest.fixture
+    def model(self, calibrated):
+        return calibrated
+
+    @pytest.fixture
+    def function(self, calibrated):
+        return calibrated
+
+    def test_its_calibration_matters(self, model, golden_model, latents, text):
+        ours, theirs = (one.score(conditioning=text, latents=latents) for one in (model, golden_model))
+        assert torch.equal(ours.utility, theirs.utility) and not torch.allclose(ours.reward, theirs.reward, atol=0.01)
+        ask = dict(conditioning=text[:1], a=latents[0], b=latents[1], draws=Adaptive(9))
+        ours, theirs = (one.compare(**ask) for one in (model, golden_model))
+        assert abs(ours.probability - theirs.probability) > 0.01 and ours.spent < theirs.spent
+
+
+class TestClientOfCalibrated(AnswerSuite):
+    """Behind HTTP."""
+
+    @pytest.fixture
+    def model(self, calibrated):
+        return calibrated
+
+    @pytest.fixture(params=[RewardClient, Blocking])
+    def function(self, request, calibrated_server):
+        client = request.param(calibrated_server, api_key=KEY)
+        yield client
+        client.close()
 
 
 def test_a_wrong_key_and_an_unknown_model_are_input_errors(server, cases, golden_conditioning):
