@@ -47,7 +47,7 @@ def _score(world: Path, data: PreferenceData, out: Path, arm: str, budget: Any, 
         config = config.model_copy(update={"head": MeanPoolHeadConfig()})
     model = Models({arm: config}, quiet=True)[arm]
     scored = score_split(model, data, "test", RULES[HEADLINE][1], max_prompts=budget.max_prompts)
-    card = make_card(scored, model.likelihood)
+    card = make_card(scored)
     print(
         f"{arm:10} seed {seed}: accuracy {card.accuracy.value:.3f}, oracle {card.oracle_accuracy.value:.3f}, "
         f"ceiling {card.ceiling.value:.3f}, ECE {card.calibration.ece:.3f}",

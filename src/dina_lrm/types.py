@@ -26,6 +26,7 @@ __all__ = [
     "PreferenceGroups",
     "Ranking",
     "Reward",
+    "Spread",
     "TensorRecord",
     "check_finite",
     "check_sigma",
@@ -435,3 +436,22 @@ class Ranking:
     reward: Reward
     lead: Comparison | None
     decided: bool
+
+
+@dataclass(frozen=True)
+class Spread:
+    """What is known of how far a number, such as the utility margin of two candidates, moves from one draw of noise to the next.
+
+    Attributes:
+        variance: s0^2 of one draw.
+        dof: degrees of freedom d0 behind it: how many draws the knowledge is worth, infinite if it is certain (Smyth 2004).
+    """
+
+    variance: float
+    dof: float
+
+    def __post_init__(self) -> None:
+        if not (self.variance >= 0 and self.dof > 0):
+            raise ValueRangeError(
+                f"a spread needs a variance of 0 or more and dof above 0, got {self.variance:g} and {self.dof:g}"
+            )

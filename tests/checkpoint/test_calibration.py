@@ -21,8 +21,9 @@ from dina_lrm.checkpoint import (
 )
 from dina_lrm.checkpoint.folder import read_config
 from dina_lrm.errors import CheckpointError
-from dina_lrm.preference import Calibration, MarginSpread, TabulatedThurstone
+from dina_lrm.preference import Calibration, TabulatedThurstone
 from dina_lrm.scoring import RewardModel
+from dina_lrm.types import Spread
 from tests.golden_fixtures import PIPELINE, PUBLISHED
 
 BASE = str(PIPELINE)
@@ -45,8 +46,8 @@ def folder(golden_model: RewardModel, tmp_path: Path) -> Path:
 
 def test_it_builds_what_was_fitted() -> None:
     built = FITTED.build()
-    assert built.kind == "logistic" and built.levels[0].margin == MarginSpread(0.01, 3.0)
-    assert built.levels[1].margin == MarginSpread(0.02, math.inf)
+    assert built.kind == "logistic" and built.levels[0].margin == Spread(0.01, 3.0)
+    assert built.levels[1].margin == Spread(0.02, math.inf)
     assert built.choice == TabulatedThurstone((0.1, 0.6), (0.5, 1.5), (0.4, 1.2), 0.5)
 
 

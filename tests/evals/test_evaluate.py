@@ -2,10 +2,12 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
+from dina_lrm.checkpoint import CalibrationConfig, LevelCalibrationConfig
 from dina_lrm.errors import ShapeError
 from dina_lrm.evals import (
     EvalCard,
@@ -114,7 +116,7 @@ def test_a_card_survives_json(folder, model, tmp_path):
 def test_a_card_without_an_oracle_has_no_oracle_numbers(folder, model):
     scored = score_split(model, folder, "test", ScoringRule())
     blind = SplitView(**{**vars(scored.view), "oracle": torch.full_like(scored.view.oracle, torch.nan)})
-    card = make_card(type(scored)(**{**vars(scored), "view": blind}), model.likelihood)
+    card = make_card(type(scored)(**{**vars(scored), "view": blind}))
     assert math.isnan(card.oracle_accuracy.value) and card.oracle_accuracy.pairs == 0
     assert math.isnan(card.ceiling.value) and math.isnan(card.kendall_tau.value)
     assert card.accuracy.value == 1.0
@@ -142,3 +144,10 @@ def test_a_profile_over_sigma(folder, model):
     assert [e.value for e in profile.all] == [1.0, 1.0]
     assert set(profile.by_kind) == {"concept", "style"}
     assert SigmaProfile.model_validate_json(profile.to_json()) == profile
+
+
+def test_a_card_is_made_by_the_law_of_the_model_that_was_asked(folder, model):
+    level = LevelCalibrationConfig(sigma=0.4, centre=0.0, spread=1.0, deviation=50.0, settled_deviation=50.0)
+    fitted = replace(model, calibration=CalibrationConfig(fitted_on="x", levels=(level,)).build())
+    own, other = (make_card(score_split(one, folder, "test", ScoringRule())) for one in (model, fitted))
+    assert own.accuracy == other.accuracy and own.calibration.ece < other.calibration.ece

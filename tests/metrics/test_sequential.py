@@ -9,7 +9,8 @@ import pytest
 from scipy import stats
 
 from dina_lrm.errors import ValueRangeError
-from dina_lrm.metrics import SequentialTest, Spread, looks_at, moderated, student_quantile
+from dina_lrm.metrics import SequentialTest, looks_at, moderated, student_quantile
+from dina_lrm.types import Spread
 
 
 def test_quantiles_are_those_of_student_and_of_the_normal():

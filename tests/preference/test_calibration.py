@@ -9,11 +9,12 @@ import torch
 
 from dina_lrm import Calibration
 from dina_lrm.errors import ConfigError, ValueRangeError
-from dina_lrm.preference import BradleyTerry, CalibrationLevel, MarginSpread, TabulatedThurstone, Thurstone
+from dina_lrm.preference import BradleyTerry, CalibrationLevel, TabulatedThurstone, Thurstone
+from dina_lrm.types import Spread
 
 LEVELS = (
-    CalibrationLevel(0.2, centre=1.0, spread=2.0, margin=MarginSpread(0.1, 4.0)),
-    CalibrationLevel(0.6, centre=3.0, spread=4.0, margin=MarginSpread(0.3, math.inf)),
+    CalibrationLevel(0.2, centre=1.0, spread=2.0, margin=Spread(0.1, 4.0)),
+    CalibrationLevel(0.6, centre=3.0, spread=4.0, margin=Spread(0.3, math.inf)),
 )
 UTILITY = torch.linspace(-15, 15, 101, dtype=torch.float64)
 
@@ -56,8 +57,8 @@ def test_the_law_is_the_fitted_one_or_the_models_own() -> None:
 
 def test_the_spread_of_margins_is_interpolated() -> None:
     calibration = Calibration(levels=LEVELS)
-    assert calibration.margin_spread(0.2) == MarginSpread(0.1, 4.0)
-    assert calibration.margin_spread(0.6) == MarginSpread(0.3, math.inf)
+    assert calibration.margin_spread(0.2) == Spread(0.1, 4.0)
+    assert calibration.margin_spread(0.6) == Spread(0.3, math.inf)
     between = calibration.margin_spread(0.4)
     assert between is not None and between.variance == pytest.approx(0.2) and between.dof == pytest.approx(8.0)
     assert Calibration().margin_spread(0.4) is None

@@ -11,9 +11,9 @@ import torch
 
 from dina_lrm.errors import ShapeError, ValueRangeError
 from dina_lrm.noise import Adaptive, NoiseEnsemble, RectifiedFlow, seeded_noise
-from dina_lrm.preference import Calibration, CalibrationLevel, MarginSpread, Thurstone
+from dina_lrm.preference import Calibration, CalibrationLevel, Thurstone
 from dina_lrm.scoring.questions import Asker, Candidates, Part, Question, Reading, answer_all
-from dina_lrm.types import Comparison, Conditioning, NoisedState
+from dina_lrm.types import Comparison, Conditioning, NoisedState, Spread
 
 SHAPE = (2, 4, 4)
 T = TypeVar("T")
@@ -127,7 +127,7 @@ def test_swapping_a_comparison_negates_it():
 
 
 def test_what_calibration_knows_of_the_noise_decides_after_one_draw():
-    known = Calibration(levels=(CalibrationLevel(0.5, 0.0, 1.0, MarginSpread(1e-4, math.inf)),))
+    known = Calibration(levels=(CalibrationLevel(0.5, 0.0, 1.0, Spread(1e-4, math.inf)),))
     found, _ = answer(asker(known).compare(candidates([2.0, 0.0]), NoiseEnsemble((0.5,), Adaptive(9)), 0.05))
     assert (found.decided, found.spent) == (True, 2)
 
@@ -233,14 +233,14 @@ def test_a_dropped_candidate_never_leads_though_it_led_the_last_leader_at_first(
 
 
 def test_a_candidate_that_was_dropped_at_once_still_has_a_spread():
-    known = Calibration(levels=(CalibrationLevel(0.5, 0.0, 1.0, MarginSpread(1e-3, 50.0)),))
+    known = Calibration(levels=(CalibrationLevel(0.5, 0.0, 1.0, Spread(1e-3, 50.0)),))
     asked = candidates([0.0, 9.0, 9.0001])
     ranking, _ = answer(asker(known).rank(asked, NoiseEnsemble((0.5,), Adaptive(9)), 0.0))
     assert torch.isfinite(ranking.reward.utility_std).all() and torch.isfinite(ranking.reward.standard_error).all()
 
 
 def test_what_is_known_of_shared_noise_is_not_used_for_candidates_with_noise_of_their_own():
-    known = Calibration(levels=(CalibrationLevel(0.5, 0.0, 1.0, MarginSpread(1e-4, math.inf)),))
+    known = Calibration(levels=(CalibrationLevel(0.5, 0.0, 1.0, Spread(1e-4, math.inf)),))
     apart = candidates([2.0, 0.0], seed=(1, 2))
     found, _ = answer(asker(known).compare(apart, NoiseEnsemble((0.5,), Adaptive(9)), 0.05))
     assert found.spent >= 4

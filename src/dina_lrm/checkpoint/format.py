@@ -15,11 +15,11 @@ from dina_lrm.preference import (
     BradleyTerry,
     Calibration,
     CalibrationLevel,
-    MarginSpread,
     RewardKind,
     TabulatedThurstone,
     Thurstone,
 )
+from dina_lrm.types import Spread
 
 SCHEMA_VERSION = 1
 
@@ -111,7 +111,7 @@ class LevelCalibrationConfig(Config):
     def build(self) -> CalibrationLevel:
         """The level's map and the spread of its margins."""
         dof = math.inf if self.margin_dof is None else self.margin_dof
-        margin = None if self.margin_variance is None else MarginSpread(self.margin_variance, dof)
+        margin = None if self.margin_variance is None else Spread(self.margin_variance, dof)
         return CalibrationLevel(self.sigma, self.centre, self.spread, margin)
 
 

@@ -55,7 +55,7 @@ def measure_table(models: Models, data: PreferenceData, budget: Budget, seed: in
         return TableRow.model_validate(
             {
                 "name": name,
-                "cards": {split: make_card(one, models[run].likelihood) for split, one in found.items()},
+                "cards": {split: make_card(one) for split, one in found.items()},
                 "gap": {} if found is head else {split: accuracy_gap(head[split], one) for split, one in found.items()},
                 **words,
             }

@@ -149,7 +149,7 @@ def run_task(
         model=name,
         task=task,
         calibrated_on=_calibrated_on(model, task),
-        card=make_card(scored, model.calibration.law(model.likelihood)),
+        card=make_card(scored),
         ties=tie_card(scored.margin, scored.view.target, scored.view.prompt_of_pair),
     )
 

@@ -28,7 +28,7 @@ from dina_lrm.errors import DataError, ValueRangeError
 from dina_lrm.evals.card import AccuracyEstimate, Card, ReliabilityBin
 from dina_lrm.evals.evaluate import encode_shown, prompt_seed
 from dina_lrm.evals.space import check_latent_space
-from dina_lrm.evals.splits import SplitView
+from dina_lrm.evals.splits import SplitView, first_half
 from dina_lrm.metrics import (
     Reliability,
     brier_score,
@@ -222,8 +222,7 @@ def _folds(pairs: HeldOut) -> tuple[list[tuple[Tensor, TabulatedThurstone]], str
     Returns:
         The two, or none and why: a half may not bear a fit that all pairs bear.
     """
-    order = torch.randperm(int(pairs.prompt.max()) + 1, generator=torch.Generator().manual_seed(0))
-    first = order[pairs.prompt] % 2 == 0
+    first = first_half(pairs.prompt)
     folds = []
     for name, half in (("second", ~first), ("first", first)):
         try:

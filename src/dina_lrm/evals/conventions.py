@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dina_lrm.evals.card import AccuracyEstimate, Card, Value
+from dina_lrm.evals.splits import first_half
 from dina_lrm.metrics import clustered_mean
 
 __all__ = [
@@ -153,8 +154,7 @@ def _tau_b(margin: Tensor, side: Tensor, prompt: Tensor) -> Tensor:
 
 
 def _calibrated_ties(margin: Tensor, side: Tensor, prompt: Tensor) -> TiedAccuracy:
-    order = torch.randperm(int(prompt.max()) + 1, generator=torch.Generator().manual_seed(0))
-    first = order[prompt] % 2 == 0
+    first = first_half(prompt)
     right = torch.full_like(margin, math.nan)
     bands = []
     for here in (first, ~first):

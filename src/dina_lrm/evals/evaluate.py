@@ -62,6 +62,7 @@ class ScoredSplit:
         seed: of the noise and of the swap.
         utility: of each candidate `[n]` float64.
         reward: the same, calibrated `[n]` float64.
+        law: of choice, by which the model turns margins into probabilities: the fitted one, if there is one.
         seconds: what the scoring took.
     """
 
@@ -71,6 +72,7 @@ class ScoredSplit:
     seed: int
     utility: Tensor
     reward: Tensor
+    law: Likelihood
     seconds: float
 
     @property
@@ -129,8 +131,9 @@ def score_views(
         places.append(torch.tensor([place.setdefault(one, len(place)) for one in asked]))
     answer = _score(model, data, list(place), rule, seed, max_batch_size)
     seconds = (time.perf_counter() - start) / len(place)
+    law = model.calibration.law(model.likelihood)
     return [
-        ScoredSplit(view, rule, prompts, seed, answer.utility[own], answer.reward[own], seconds * len(own))
+        ScoredSplit(view, rule, prompts, seed, answer.utility[own], answer.reward[own], law, seconds * len(own))
         for view, own in zip(views, places, strict=True)
     ]
 
@@ -201,15 +204,14 @@ def evaluate(
 ) -> EvalCard:
     """Score a split and make its card; arguments as `score_split`, by default one draw at sigma 0.4."""
     scored = score_split(model, data, split, rule or ScoringRule(), prompts, seed, max_batch_size, max_prompts)
-    return make_card(scored, model.calibration.law(model.likelihood))
+    return make_card(scored)
 
 
-def make_card(scored: ScoredSplit, likelihood: Likelihood, bins: int = 10) -> EvalCard:
+def make_card(scored: ScoredSplit, bins: int = 10) -> EvalCard:
     """Everything that one scored split says.
 
     Args:
         scored: utilities by candidate.
-        likelihood: the law of choice for predicted probabilities: the fitted one, if there is one.
         bins: of the reliability curve.
 
     Returns:
@@ -235,7 +237,7 @@ def make_card(scored: ScoredSplit, likelihood: Likelihood, bins: int = 10) -> Ev
         **_by_kind(view, "oracle_accuracy", _oracle_credit(scored.margin, oracle_margin)),
         **_by_kind(view, "ceiling", _known_credit(oracle_margin, view.target)),
         kendall_tau=_kendall_tau(scored),
-        calibration=_calibration(scored, likelihood, bins),
+        calibration=_calibration(scored, bins),
         seconds=scored.seconds,
         candidates_per_second=len(view.rows) / scored.seconds,
     )
@@ -326,10 +328,10 @@ def _kendall_tau(scored: ScoredSplit) -> AccuracyEstimate:
     return AccuracyEstimate.of(clustered_mean(tau, torch.arange(len(tau))))
 
 
-def _calibration(scored: ScoredSplit, likelihood: Likelihood, bins: int) -> CalibrationCard:
+def _calibration(scored: ScoredSplit, bins: int) -> CalibrationCard:
     view = scored.view
     chosen, rejected = scored.utility[view.chosen], scored.utility[view.rejected]
-    law, rule = likelihood.choice(), scored.rule
+    law, rule = scored.law, scored.rule
     weights = Levels.of(rule, rule.sigmas, law).weights
     log_prob, log_prob_other = (
         law.log_prob_of_mean(margin, rule.sigmas, weights, rule.max_draws)

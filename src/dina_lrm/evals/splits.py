@@ -13,7 +13,7 @@ from dina_lrm.data import PreferenceData
 from dina_lrm.errors import DataError, ValueRangeError
 from dina_lrm.metrics import cluster_index
 
-__all__ = ["SplitView"]
+__all__ = ["SplitView", "first_half"]
 
 
 @dataclass(frozen=True)
@@ -99,3 +99,13 @@ class SplitView:
     def kind_names(self) -> Sequence[str]:
         """The kinds that occur, sorted."""
         return sorted(set(self.kinds))
+
+
+def first_half(prompt: Tensor) -> Tensor:
+    """Which items `[m]` bool belong to one half of the prompts, the same at every call: what is fitted there is judged on the other.
+
+    Args:
+        prompt: of each item `[m]`, as numbers from 0.
+    """
+    order = torch.randperm(int(prompt.max()) + 1, generator=torch.Generator().manual_seed(0))
+    return order[prompt] % 2 == 0

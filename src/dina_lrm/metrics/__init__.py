@@ -11,14 +11,13 @@ from dina_lrm.metrics.calibration import (
 )
 from dina_lrm.metrics.intervals import Estimate, cluster_index, clustered_mean, wilson_interval
 from dina_lrm.metrics.order import kendall_tau, kendall_tau_by_group
-from dina_lrm.metrics.sequential import SequentialTest, Spread, looks_at, moderated, student_quantile
+from dina_lrm.metrics.sequential import SequentialTest, looks_at, moderated, student_quantile
 
 __all__ = [
     "Estimate",
     "PairCredit",
     "Reliability",
     "SequentialTest",
-    "Spread",
     "brier_score",
     "calibration_error",
     "calibration_floor",

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from dina_lrm.errors import ValueRangeError
+from dina_lrm.types import Spread
 
 
 def student_quantile(probability: float, dof: float) -> float:
@@ -20,25 +20,6 @@ def student_quantile(probability: float, dof: float) -> float:
     from scipy.special import ndtri, stdtrit
 
     return float(ndtri(probability) if math.isinf(dof) else stdtrit(dof, probability))
-
-
-@dataclass(frozen=True)
-class Spread:
-    """What was known of the draws' variance before any was seen.
-
-    Attributes:
-        variance: s0^2 of one draw.
-        dof: degrees of freedom d0 behind it: how many draws the knowledge is worth, infinite if it is certain.
-    """
-
-    variance: float
-    dof: float
-
-    def __post_init__(self) -> None:
-        if not (self.variance >= 0 and self.dof > 0):
-            raise ValueRangeError(
-                f"a spread needs a variance of 0 or more and dof above 0, got {self.variance:g} and {self.dof:g}"
-            )
 
 
 def moderated(spread: Spread | None, variance: float, count: int) -> tuple[float, float]:

@@ -1,6 +1,6 @@
 """What a choice is: laws of choice, objectives on them, calibration."""
 
-from dina_lrm.preference.calibration import Calibration, CalibrationLevel, MarginSpread, RewardKind
+from dina_lrm.preference.calibration import Calibration, CalibrationLevel, RewardKind
 from dina_lrm.preference.likelihoods import BradleyTerry, Likelihood, Thurstone
 from dina_lrm.preference.objectives import Objective, fidelity, nll
 from dina_lrm.preference.tabulated import TabulatedThurstone
@@ -10,7 +10,6 @@ __all__ = [
     "Calibration",
     "CalibrationLevel",
     "Likelihood",
-    "MarginSpread",
     "Objective",
     "RewardKind",
     "TabulatedThurstone",

@@ -11,26 +11,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from dina_lrm.errors import ConfigError, ValueRangeError
 from dina_lrm.preference.likelihoods import Likelihood
+from dina_lrm.types import Spread
 
 RewardKind = Literal["affine", "logistic"]
-
-
-@dataclass(frozen=True)
-class MarginSpread:
-    """How far the utility margin of two candidates moves from one draw of noise to the next, over all pairs.
-
-    Attributes:
-        variance: s0^2 of the margin on a single draw.
-        dof: d0, how many draws of one pair this knowledge is worth; infinite if all pairs are alike (Smyth 2004).
-    """
-
-    variance: float
-    dof: float
 
 
 @dataclass(frozen=True)
@@ -47,7 +36,7 @@ class CalibrationLevel:
     sigma: float
     centre: float
     spread: float
-    margin: MarginSpread | None = None
+    margin: Spread | None = None
 
     def __post_init__(self) -> None:
         if not self.spread > 0:
@@ -119,25 +108,15 @@ class Calibration:
         """
         return self.choice if self.choice is not None else likelihood.choice()
 
-    def margin_spread(self, sigma: float) -> MarginSpread | None:
+    def margin_spread(self, sigma: float) -> Spread | None:
         """How a pair's utility margin moves from draw to draw at a level; None where that was not measured."""
         if not self.levels or any(level.margin is None for level in self.levels):
             return None
         variance = self._at(sigma, lambda level: level.margin.variance if level.margin else math.nan)
         # Degrees of freedom may be infinite; their inverses interpolate.
         inverse = self._at(sigma, lambda level: 1 / level.margin.dof if level.margin else math.nan)
-        return MarginSpread(variance, 1 / inverse if inverse else math.inf)
+        return Spread(variance, 1 / inverse if inverse else math.inf)
 
     def _at(self, sigma: float, value: Callable[[CalibrationLevel], float]) -> float:
         """A level's value at `sigma`, interpolated between its neighbours."""
-        return interpolated(sigma, [level.sigma for level in self.levels], [value(level) for level in self.levels])
-
-
-def interpolated(at: float, grid: Sequence[float], values: Sequence[float]) -> float:
-    """The piecewise linear function through the values, constant beyond the ends of the ascending grid."""
-    if at <= grid[0]:
-        return values[0]
-    for low, high, left, right in zip(grid, grid[1:], values, values[1:], strict=False):
-        if at <= high:
-            return left + (right - left) * (at - low) / (high - low)
-    return values[-1]
+        return float(np.interp(sigma, [level.sigma for level in self.levels], [value(level) for level in self.levels]))

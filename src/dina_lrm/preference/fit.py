@@ -17,9 +17,9 @@ from scipy.special import polygamma
 from torch import Tensor
 
 from dina_lrm.errors import DataError, ShapeError
-from dina_lrm.preference.calibration import Calibration, CalibrationLevel, MarginSpread, RewardKind
+from dina_lrm.preference.calibration import Calibration, CalibrationLevel, RewardKind
 from dina_lrm.preference.tabulated import TabulatedThurstone
-from dina_lrm.types import check_finite
+from dina_lrm.types import Spread, check_finite
 
 __all__ = [
     "HeldOut",
@@ -213,7 +213,7 @@ def fit_parameters(pairs: HeldOut) -> LawParameters | None:
     return LawParameters(scale, clean, scale_error, clean_error)
 
 
-def fit_margin_spread(margin: Tensor) -> MarginSpread:
+def fit_margin_spread(margin: Tensor) -> Spread:
     """How much the variance of a pair's margin over draws is, and how alike pairs are in it (Smyth 2004, section 6.2).
 
     The sample variances `s_i^2` of pairs with `d = draws - 1` degrees of freedom are taken as `s0^2 F(d, d0)`; d0 and s0^2
@@ -229,16 +229,16 @@ def fit_margin_spread(margin: Tensor) -> MarginSpread:
     variance = margin.var(dim=1)
     variance = variance[variance > 0]
     if not len(variance):
-        return MarginSpread(0.0, MOST_DOF)
+        return Spread(0.0, MOST_DOF)
     half = torch.tensor(dof / 2, dtype=torch.float64)
     logs = variance.double().log() - torch.special.digamma(half) + half.log()
     excess = float(logs.var() - torch.special.polygamma(1, half)) if len(logs) > 1 else 0.0
     if excess <= 0:
-        return MarginSpread(float(logs.mean().exp()), MOST_DOF)
+        return Spread(float(logs.mean().exp()), MOST_DOF)
     # Smyth's equation `trigamma(prior) = excess`; `1 / x < trigamma(x) < 1 / (x - 1/2)` holds its root.
     prior = brentq(lambda x: polygamma(1, x) - excess, 1 / excess, 0.5 + 1 / excess)
     shift = torch.special.digamma(torch.tensor(prior, dtype=torch.float64)) - math.log(prior)
-    return MarginSpread(float((logs.mean() + shift).exp()), min(2 * prior, MOST_DOF))
+    return Spread(float((logs.mean() + shift).exp()), min(2 * prior, MOST_DOF))
 
 
 def fit_calibration(pairs: HeldOut, kind: RewardKind = "affine") -> Calibration:

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from dina_lrm.errors import ShapeError, ValueRangeError
-from dina_lrm.metrics import SequentialTest, Spread, looks_at, moderated, student_quantile
+from dina_lrm.metrics import SequentialTest, looks_at, moderated, student_quantile
 from dina_lrm.noise import Adaptive, ForwardProcess, NoiseEnsemble
 from dina_lrm.noise.ensembles import Drawing
 from dina_lrm.preference import Calibration, Likelihood
 from dina_lrm.scoring.summary import Draws, Levels
-from dina_lrm.types import Comparison, Conditioning, NoisedState, Ranking, Reward, TensorRecord
+from dina_lrm.types import Comparison, Conditioning, NoisedState, Ranking, Reward, Spread, TensorRecord
 
 T = TypeVar("T")
 
