@@ -166,13 +166,11 @@ async def test_a_client_with_hundreds_in_line_holds_up_another_by_one_batch(mode
 @in_loop
 async def test_a_full_queue_refuses_and_says_when_to_ask_again(model):
     engine = engine_of(model, max_queue=5)
-    await asked(engine, 1.0)
     first = await held(engine, model)
     second = asked(engine, 1.0, 2.0, 3.0)
     await in_line(engine, 3)
-    with pytest.raises(QueueFullError, match="4 states are accepted already and the queue holds 5") as refused:
+    with pytest.raises(QueueFullError, match="4 states are accepted already and the queue holds 5"):
         await asked(engine, 1.0, 2.0)
-    assert refused.value.retry_after == pytest.approx(4 * engine._worker.seconds_per_state)
     with pytest.raises(ValueRangeError, match="asks for 6 states at once, at most 5"):
         await asked(engine, *range(6))
     third = asked(engine, 1.0)
@@ -181,6 +179,65 @@ async def test_a_full_queue_refuses_and_says_when_to_ask_again(model):
     assert await asyncio.gather(first, second, third) == [[-1.0], [1.0, 2.0, 3.0], [1.0]]
     assert engine.accepted == 0
     await asked(engine, *range(5))
+    engine.close()
+
+
+@in_loop
+async def test_when_to_ask_again_goes_by_what_states_take_and_what_calls_take(model):
+    engine = engine_of(model, max_queue=4)
+    worker = engine._worker
+    await asked(engine, 1.0)
+    before = worker.seconds_ahead(1)
+    await engine.call(lambda m: None)
+    assert worker.seconds_ahead(1) == before  # however long the call took
+    worker._seconds = {"read": 2.0, "call": 100.0}
+    first = await held(engine, model)
+    async with engine.admit(client="a", states=2) as visit:
+        call = asyncio.create_task(visit.call(lambda m: None, 5))
+        await in_line(engine, 5)
+        with pytest.raises(QueueFullError) as refused:
+            await asked(engine, 1.0, 2.0)
+        assert refused.value.retry_after == 3 * 2.0 + 5 * 100.0
+        model.gate.set()
+        await asyncio.gather(first, call)
+    engine.close()
+
+
+@in_loop
+async def test_readings_that_follow_are_counted_and_never_refused(model):
+    engine, accepted, read = engine_of(model, max_queue=2, max_batch_size=1), [], model.read
+
+    def question():
+        yield from ask(1.0)
+        return (yield from ask(1.0, 2.0, 3.0))
+
+    model.read = lambda reading: accepted.append(engine.accepted) or read(reading)
+    assert await engine.answer(question(), client="a") == [1.0, 2.0, 3.0]
+    assert accepted == [1, 3, 3, 3] and engine.accepted == 0
+    engine.close()
+
+
+@in_loop
+async def test_a_call_takes_turns_for_all_that_it_encodes(model):
+    engine = engine_of(model)
+    first = await held(engine, model)
+    order: list[str] = []
+    async with engine.admit(client="busy") as busy, engine.admit(client="lone") as lone:
+        calls = [asyncio.create_task(busy.call(lambda m: order.append("large"), 8)) for _ in range(2)]
+        calls += [asyncio.create_task(lone.call(lambda m: order.append("small"))) for _ in range(8)]
+        await in_line(engine, 24)
+        model.gate.set()
+        await asyncio.gather(first, *calls)
+    assert order[-1] == "large" and order.count("small") == 8
+    engine.close()
+
+
+@in_loop
+async def test_many_prompts_are_encoded_a_few_at_a_time(model):
+    engine = engine_of(model, max_batch_size=2)
+    found = await engine.encode_prompts(["a", "bb", "ccc", "dddd", "eeeee"])
+    assert found.prompt_embeds[:, 0, 0].tolist() == [1.0, 2.0, 3.0, 4.0, 5.0]
+    assert model.encoded == [["a", "bb"], ["ccc", "dddd"], ["eeeee"]]
     engine.close()
 
 

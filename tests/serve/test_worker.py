@@ -49,7 +49,7 @@ async def test_what_a_dead_worker_held_is_read_by_the_next():
     assert story.engine.status == "ready" and story.deaths == 1
     # Who stood beside it in the first batch is a matter of which thread was faster.
     fatal, again = [batch for batch in story.model.batches if 0.0 in batch]
-    assert len(fatal) == len(again) == 2
+    assert len(fatal) == 2 and again == [0.0]
     story.engine.close()
 
 
@@ -72,6 +72,19 @@ async def test_who_kills_twice_fails_and_the_others_are_read():
     assert (first, third) == ([0.0], [2.0])
     assert isinstance(second, WorkerError) and "SystemExit: killed, twice with this request" in str(second)
     assert story.engine.status == "ready"
+    story.engine.close()
+
+
+@in_loop
+async def test_who_kills_twice_takes_no_neighbours_along():
+    story = Story(max_batch_size=4, max_wait_ms=1e6)
+    story.model.deadly = {2.0: [SystemExit("killed"), SystemExit("killed")]}
+    tasks = await story.asked(0.0, 1.0, 2.0, 3.0)
+    story.model.gate.set()
+    found_ones = await found(tasks)
+    assert isinstance(found_ones.pop(2), WorkerError) and found_ones == [[0.0], [1.0], [3.0]]
+    assert story.model.batches[0] == [0.0, 1.0, 2.0, 3.0] and all(len(batch) == 1 for batch in story.model.batches[1:])
+    assert story.engine.status == "ready" and story.deaths == 2
     story.engine.close()
 
 

@@ -364,13 +364,15 @@ def states_of(asked: Asked[Any], settings: ServeSettings) -> int:
         raise ShapeError(f"{samples} samples need 1 or {samples} prompts, got {prompts}")
     adaptive = isinstance(options.rule, Adaptive)
     draws = options.rule.max_draws if isinstance(options.rule, Adaptive) else options.rule
+    # An adaptive score looks first after three draws, a contest after one or two; antithetic draws come in pairs.
+    first = min(draws, (3 if isinstance(options, ScoreRequest) else 1) * (2 if options.antithetic else 1))
     states = samples * len(options.sigmas) * draws
     if states > settings.max_states:
         raise ValueRangeError(
             f"{samples} candidates x {len(options.sigmas)} sigmas x {draws} draws are {states} states, at most "
             f"{settings.max_states} are read for one request"
         )
-    return max(1, states // draws if adaptive else states)
+    return max(1, states // draws * first if adaptive else states)
 
 
 def check_samples(samples: int, settings: ServeSettings) -> None:

@@ -168,8 +168,11 @@ class Engine:
             raise QueueFullError(
                 f"{others} states are accepted already and the queue holds {self.max_queue}, which leaves no room for "
                 f"{states} more; ask again later",
-                others * (self._worker.seconds_per_state or 0.0),
+                self._worker.seconds_ahead(others),
             )
+        self._count_places(visit, states)
+
+    def _count_places(self, visit: Visit, states: int) -> None:
         more = max(0, states - visit.places)
         visit.places += more
         self._accepted += more
@@ -207,7 +210,8 @@ class Visit:
 
         Raises:
             InputError: of the question.
-            QueueFullError: its first reading needs more places than are left; those that follow are always read.
+            QueueFullError: its first reading needs more places than are left. Those that follow are never refused, for how
+                many there will be nobody knows, and what was read would be lost; they are counted all the same.
             WorkError: its states could not be read.
         """
         engine = self._engine
@@ -215,29 +219,39 @@ class Visit:
         if step.reading is not None:
             engine._take_places(self, len(step.reading.rows))
         while step.reading is not None:
+            engine._count_places(self, len(step.reading.rows))
             step = await engine._step(question, await self._read(step.reading))
         return step.answer
 
     async def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """Encoded prompts `[len(prompts)]` on the CPU, from the cache where it has them."""
+        at_once, cache = self._engine.max_batch_size, self._engine._prompts
 
         async def encode(new: Sequence[str]) -> Conditioning:
-            return await self.call(lambda model: model.encode_prompts(new).to("cpu"))
+            chunks = [new[start : start + at_once] for start in range(0, len(new), at_once)]
+            return Conditioning.cat([await self.call(_PromptEncoding(chunk), len(chunk)) for chunk in chunks])
 
-        cache = self._engine._prompts
         known = cache.count_known(prompts)
         self._engine._observer.prompts(known, len(prompts) - known)
         return await cache.look_up(prompts, encode)
 
-    async def call(self, function: Callable[[RewardModel], T]) -> T:
-        """Do something with the model between two batches, when it is this client's turn."""
+    async def call(self, function: Callable[[RewardModel], T], states: int = 1) -> T:
+        """Do something with the model between two batches, when it is this client's turn.
+
+        Args:
+            function: what.
+            states: that it is worth in the clients' turns: whatever is encoded counts as one that is read.
+
+        Returns:
+            What came of it.
+        """
         now = time.monotonic()
         work: CallWork[T] = CallWork(
             client=self._client,
             ticket=self._ticket,
             key=object(),
             size=1,
-            weight=1,
+            weight=states,
             leaves_at=now,
             arrived=now,
             future=asyncio.get_running_loop().create_future(),
@@ -259,6 +273,16 @@ class Visit:
             reading=reading,
         )
         return await self._engine._finish(work)
+
+
+@dataclass(frozen=True)
+class _PromptEncoding:
+    """Some prompts, to be encoded in the model's thread."""
+
+    prompts: Sequence[str]
+
+    def __call__(self, model: RewardModel) -> Conditioning:
+        return model.encode_prompts(self.prompts).to("cpu")
 
 
 @dataclass(frozen=True)

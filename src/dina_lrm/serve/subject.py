@@ -85,7 +85,7 @@ async def encode_pictures(
     parts = []
     for places in by_size.values():
         chunks = [places[start : start + max_batch_size] for start in range(0, len(places), max_batch_size)]
-        found = [await visit.call(_Encoding([pictures[place] for place in chunk])) for chunk in chunks]
+        found = [await visit.call(_Encoding([pictures[place] for place in chunk]), len(chunk)) for chunk in chunks]
         latents = torch.cat(found)
         _check_elements(latents, settings)
         parts.append(Part(torch.tensor(places), latents))
@@ -114,7 +114,7 @@ async def encode_pixels(visit: Visit, pixels: Tensor, max_batch_size: int, setti
     low, high = float(pixels.amin()), float(pixels.amax())
     if low < 0 or high > 1:
         raise ValueRangeError(f"pixels must lie in 0..1, got {low:g} to {high:g}; divide bytes by 255")
-    found = [await visit.call(_PixelEncoding(chunk)) for chunk in torch.split(pixels, max_batch_size)]
+    found = [await visit.call(_PixelEncoding(chunk), len(chunk)) for chunk in torch.split(pixels, max_batch_size)]
     latents = torch.cat(found)
     _check_elements(latents, settings)
     return (Part(torch.arange(len(latents)), latents),)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -54,9 +55,11 @@ class Work(Task, ABC, Generic[R]):
         """Of the whole task, once all is found."""
 
     def rewind(self) -> None:
-        """Forget what was found: all of it is to be read again."""
+        """Forget what was found: all of it is to be read again, and without company if it was there when a worker died."""
         self.taken = 0
         self.found = []
+        if self.deaths:
+            self.key, self.leaves_at = self, -math.inf
 
 
 @dataclass(eq=False, kw_only=True)
@@ -122,17 +125,16 @@ class Worker:
     """Reads what is in line, batch after batch, in a thread of its own that no gradient is kept in.
 
     A batch that fails is read again task by task, so that only the culprit fails. If the thread dies, another one reads
-    what the dead one held: once, since what kills twice is to blame. What cannot be survived (a device in error, deaths
-    in a row) fails all that is accepted, and what comes after.
+    what the dead one held, each task alone: what kills twice is to blame, and its neighbours are not. What cannot be
+    survived (a device in error, deaths in a row) fails all that is accepted, and what comes after.
 
     Attributes:
         failure: why nothing is read any more; None while all is well.
-        seconds_per_state: as measured; None before the first batch.
     """
 
     def __init__(self, name: str, model: RewardModel, max_batch_size: int, observer: EngineObserver) -> None:
         self.failure: str | None = None
-        self.seconds_per_state: float | None = None
+        self._seconds: dict[str, float] = {}  # by kind of work: of one state, as measured
         self._name, self._model, self._observer = name, model, observer
         self._batcher: Batcher[Work[Any]] = Batcher(max_batch_size)
         self._open: dict[Work[Any], None] = {}  # accepted and not ended, in line or not
@@ -164,6 +166,12 @@ class Worker:
         with self._changed:
             self._open.pop(work, None)
             self._batcher.drop(work)
+
+    def seconds_ahead(self, states: int) -> float:
+        """How long it will take to read so many states and to make the calls in line, going by what was measured."""
+        with self._changed:
+            calls = sum(work.states for work in self._open if work.kind == CallWork.kind)
+        return states * self._seconds.get(ReadWork.kind, 0.0) + calls * self._seconds.get(CallWork.kind, 0.0)
 
     def close(self) -> None:
         """End the thread after its batch; what is still open fails."""
@@ -221,11 +229,11 @@ class Worker:
         return outcomes
 
     def _count(self, shares: Sequence[Share[Work[Any]]], waited: Sequence[float], seconds: float) -> None:
-        states = sum(share.states for share in shares)
-        before = self.seconds_per_state
+        kind, states = shares[0].task.kind, sum(share.states for share in shares)
         last = seconds / states
-        self.seconds_per_state = last if before is None else before + SMOOTHING * (last - before)
-        self._observer.served(shares[0].task.kind, states, waited, seconds)
+        before = self._seconds.get(kind, last)
+        self._seconds[kind] = before + SMOOTHING * (last - before)
+        self._observer.served(kind, states, waited, seconds)
 
     def _end(self, outcomes: Sequence[Outcome]) -> None:
         """Tell whoever awaits them."""
