@@ -12,6 +12,7 @@ import pytest
 from dina_lrm.cli.main import run
 from dina_lrm.cli.serve import name_models
 from dina_lrm.errors import InputError
+from tests.serve.arena_folders import NUM_PROMPTS, preference_folder, prompt_of
 
 
 @pytest.mark.parametrize(
@@ -24,6 +25,8 @@ from dina_lrm.errors import InputError
         (["--model", "a/b=="], "NAME=PATH"),
         (["--device", "moon"], "moon"),
         (["--arena", "/no/such/folder"], "/no/such/folder"),
+        (["--arena-split", "test"], "give its folder with --arena"),
+        (["--allow-origin", "rewards.example"], "scheme and host"),
         (["--port", "70000"], "port"),
     ],
 )
@@ -67,6 +70,19 @@ def test_keys_of_the_environment_open_a_server_to_others(monkeypatch) -> None:
         "b": ("models/c", "x", "float16"),
     }
     assert os.environ["DINA_LRM_API_KEYS"] not in repr(settings)
+
+
+def test_an_arena_shows_a_split_of_its_folder(tmp_path, monkeypatch, capfd) -> None:
+    from dina_lrm.serve import run as running
+
+    shown = []
+    monkeypatch.setattr(running, "serve", lambda settings, sources, arena: shown.append(dict(arena.source.by_prompt)))
+    preference_folder(tmp_path / "things")
+    arguments = ["serve", "--model", "a", "--arena", str(tmp_path / "things"), "--allow-origin", "https://a.example"]
+    assert run([*arguments, "--arena-split", "test"]) == run(arguments) == 0
+    assert list(shown[0]) == [prompt_of(0)] and len(shown[1]) == NUM_PROMPTS
+    assert run([*arguments, "--arena-split", "nothing"]) == 2
+    assert "nothing" in capfd.readouterr().err
 
 
 def test_models_have_names() -> None:

@@ -184,6 +184,7 @@ async def test_latents_of_another_space_are_not_judged_and_both_are_named(tmp_pa
     assert stats["model"] is None and stats["answers"] == 3 and scored == 0
     for part in ("things holds latents of Other", "VAE scaling_factor 0.5", "SD3Transformer2DModel"):
         assert part in stats["objection"]
+    assert str(golden_model.network.backbone.base) not in stats["objection"]
     assert len([one for one in caplog.records if "does not judge" in one.getMessage()]) == 1
 
 

@@ -10,17 +10,29 @@ import pytest
 from pydantic import SecretStr
 
 from dina_lrm.errors import ConfigError
+from dina_lrm.serve.app import create_app
 from dina_lrm.serve.errors import DrainingError
 from dina_lrm.serve.gate import Gate
-from dina_lrm.serve.guards import BodyGuard, HostGuard, KeyGuard, client_of
+from dina_lrm.serve.guards import BodyGuard, HostGuard, KeyGuard, OriginGuard, client_of
 from dina_lrm.serve.logs import AccessLog, JsonFormatter, describe
+from dina_lrm.serve.models import ModelPool
 from dina_lrm.serve.observer import Observer
 from dina_lrm.serve.refusals import Refusal
 from dina_lrm.serve.settings import ServeSettings, read_key_file, read_keys
-from tests.serve.fake import in_loop
-from tests.serve.serving import call
+from tests.serve.fake import by_clockwork, in_loop, settle
+from tests.serve.serving import call, scope_of
 
 KEYS = (SecretStr("the-first-key-of-all"), SecretStr("the-second-key-of-all"))
+
+
+@pytest.fixture
+def heard(caplog, monkeypatch):
+    """The server's log, whoever configured it before in this process, heard at its source."""
+    logger = logging.getLogger("dina_lrm.serve")
+    monkeypatch.setattr(logger, "handlers", [caplog.handler])
+    monkeypatch.setattr(logger, "propagate", False)
+    monkeypatch.setattr(logger, "disabled", False)
+    return caplog
 
 
 async def reader(scope, receive, send) -> None:
@@ -56,15 +68,71 @@ async def test_a_body_is_counted_while_it_comes_and_forgotten_when_it_is_answere
 
 
 @in_loop
+async def test_one_client_holds_no_more_than_its_share(monkeypatch) -> None:
+    """Bodies that came whole are held until their requests are answered."""
+    gate, go_on, inside = Gate(), asyncio.Event(), []
+
+    async def slow(scope, receive, send):
+        assert not (await receive())["more_body"]
+        inside.append(client_of(scope))
+        await go_on.wait()
+        await receive_nothing(scope, send)
+
+    async def receive_nothing(scope, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def refusing(scope, receive, send):
+        try:
+            await slow(scope, receive, send)
+        except Refusal as refusal:
+            await refusal.response()(scope, receive, send)
+
+    settings = ServeSettings(max_body_bytes=60, max_held_bytes=100, max_client_share=0.5)
+    server = KeyGuard(BodyGuard(refusing, settings, gate), (), lambda path: False, takes_names=True)
+
+    def ask(client: str, size: int) -> asyncio.Task[tuple[int, dict[str, str], bytes]]:
+        parts = [{"type": "http.request", "body": b"x" * size, "more_body": False}]
+        return asyncio.create_task(whole(server, client, parts))
+
+    first, second = ask("ann", 30), ask("ann", 20)
+    await settle(lambda: len(inside) == 2)
+    refused = await ask("ann", 10)
+    assert refused[0] == 429 and refused[1]["retry-after"] == "1" and b"50 bytes of the 50" in refused[2]
+    other = ask("bob", 50)
+    await settle(lambda: len(inside) == 3)
+    assert (await ask("eve", 10))[0] == 503  # nobody has room now
+    go_on.set()
+    assert [(await one)[0] for one in (first, second, other)] == [200] * 3
+    assert gate.held_bytes == 0
+    assert (await ask("ann", 60))[0] == 200  # a single body may be as large as bodies may be
+
+
+async def whole(app, client: str, parts) -> tuple[int, dict[str, str], bytes]:
+    """As `call`, with a body that comes as one message."""
+    sent = []
+
+    async def receive():
+        return parts.pop()
+
+    async def send(message):
+        sent.append(message)
+
+    await app(scope_of("/", {"x-client-id": client}), receive, send)
+    head = {k.decode(): v.decode() for k, v in sent[0]["headers"]}
+    return sent[0]["status"], head, sent[1]["body"]
+
+
+@by_clockwork
 async def test_a_body_may_be_slow_as_long_as_it_brings_something() -> None:
     async def trickle(scope, receive, send):
         async def slowly():
-            await asyncio.sleep(0.03)
+            await asyncio.sleep(3)
             return await receive()
 
         await guard(scope, slowly, send)
 
-    guard = BodyGuard(reader, ServeSettings(body_timeout=0.1, body_bytes_per_second=100), Gate())
+    guard = BodyGuard(reader, ServeSettings(body_timeout=10, body_bytes_per_second=1), Gate())
     assert (await call(trickle, "/", [b"0123456789"] * 10))[0] == 200
     assert (await call(trickle, "/", [b"0"] * 10))[0] == 408
     status, headers, _ = await call(guard, "/", [b"0"], hang=True)
@@ -82,10 +150,64 @@ async def test_clients_are_told_apart_by_key_name_or_address() -> None:
     first, second = [await who(keyed, x_api_key=key.get_secret_value()) for key in KEYS]
     assert first != second and first.startswith("key ") and "the-first" not in first
     assert await who(keyed, x_client_id="me") == "peer 127.0.0.1"  # a name costs nothing, so it buys no turns
-    free = KeyGuard(reader, (), lambda path: False)
+    free = KeyGuard(reader, (), lambda path: False, takes_names=True)
     assert await who(free) == "peer 127.0.0.1"
     assert await who(free, x_client_id="me") == "client me"
     assert await who(free, x_client_id="m" * 65) == "peer 127.0.0.1"
+    assert await who(KeyGuard(reader, (), lambda path: False), x_client_id="me") == "peer 127.0.0.1"
+
+
+OWN, PROXY = "http://127.0.0.1:8000", "https://rewards.example"
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),  # a trainer, or curl
+        ({"origin": OWN}, 200),
+        ({"origin": OWN, "sec-fetch-site": "same-origin"}, 200),
+        ({"origin": PROXY.upper(), "sec-fetch-site": "cross-site"}, 200),  # allowed, whatever the proxy calls us
+        ({"origin": PROXY}, 200),
+        ({"origin": "https://other.example", "sec-fetch-site": "same-origin"}, 200),  # a proxy that changes the host
+        ({"sec-fetch-site": "none"}, 200),
+        ({"origin": "https://evil.example"}, 403),
+        ({"origin": "https://evil.example", "sec-fetch-site": "cross-site"}, 403),
+        ({"origin": "http://127.0.0.1:3000", "sec-fetch-site": "same-site"}, 403),
+        ({"origin": "http://127.0.0.1:3000"}, 403),
+        ({"origin": "null"}, 403),
+        ({"sec-fetch-site": "cross-site"}, 403),
+    ],
+)
+@in_loop
+async def test_pages_of_other_sites_cannot_post(headers: dict[str, str], status: int) -> None:
+    guard = OriginGuard(reader, [PROXY])
+    asked = {"host": "127.0.0.1:8000", **headers}
+    found, _, body = await call(guard, "/", headers=asked)
+    assert found == status and (status == 200 or b'"cross_site"' in body)
+    assert (await call(guard, "/", headers=asked, method="DELETE"))[0] == status
+    assert (await call(guard, "/", headers=asked, method="GET"))[0] == 200
+
+
+@in_loop
+async def test_the_app_refuses_pages_of_other_sites_and_takes_no_names_from_strangers(heard) -> None:
+    for no_auth in (False, True):
+        pool = ModelPool(Observer())
+        app = create_app(pool, ServeSettings(no_auth=no_auth))
+        ours = {"host": "a", "origin": "http://a", "content-type": "application/json", "x-client-id": "me"}
+        with heard.at_level(logging.INFO, "dina_lrm.serve"):
+            theirs = await call(app, "/v1/score_images", [b"{}"], {**ours, "origin": "http://b"})
+            assert theirs[0] == 403
+            assert (await call(app, "/v1/score_images", [b"{}"], ours))[0] not in (200, 403)
+        assert heard.records[-1].facts["client"] == ("peer 127.0.0.1" if no_auth else "client me")
+        await pool.close()
+
+
+def test_an_allowed_origin_is_a_name_of_the_server() -> None:
+    settings = ServeSettings(allowed_origins=(PROXY, "http://[::2]:90")).guarded()
+    assert {"rewards.example", "::2", "localhost"} <= set(settings.allowed_hosts)
+    for wrong in ("rewards.example", "https://rewards.example/", "*", "null", "https://a b"):
+        with pytest.raises(ConfigError, match="scheme and host"):
+            ServeSettings(allowed_origins=(wrong,)).guarded()
 
 
 @in_loop
@@ -99,40 +221,35 @@ async def test_other_things_than_requests_pass_the_guards() -> None:
     for guard in (
         BodyGuard(app, settings, gate),
         KeyGuard(app, KEYS, lambda _: False),
+        OriginGuard(app, []),
         HostGuard(app, ["localhost"]),
         AccessLog(app, Observer(), gate),
     ):
         await guard({"type": "lifespan"}, None, None)  # type: ignore[arg-type]
-    assert seen == ["lifespan"] * 4
+    assert seen == ["lifespan"] * 5
 
 
-@in_loop
+@by_clockwork
 async def test_the_gate_waits_for_those_inside() -> None:
     gate = Gate()
     gate.check()
     gate.enter()
-    assert not await gate.drain(0.01)
+    assert not await gate.drain(5)
     with pytest.raises(DrainingError):
         gate.check()
-    asyncio.get_running_loop().call_later(0.01, gate.leave)
+    asyncio.get_running_loop().call_later(5, gate.leave)
     assert await gate.drain(10)
 
 
 @in_loop
-async def test_the_log_names_the_request_and_no_prompt(caplog, monkeypatch) -> None:
-    # Whoever configured the log before, in this process: it is heard here, and at its source.
-    logger = logging.getLogger("dina_lrm.serve")
-    monkeypatch.setattr(logger, "handlers", [caplog.handler])
-    monkeypatch.setattr(logger, "propagate", False)
-    monkeypatch.setattr(logger, "disabled", False)
-
+async def test_the_log_names_the_request_and_no_prompt(heard) -> None:
     async def failing(scope, receive, send):
         raise ValueError("a girl walking in the street")
 
-    with caplog.at_level(logging.INFO, "dina_lrm.serve"):
+    with heard.at_level(logging.INFO, "dina_lrm.serve"):
         status, headers, body = await call(AccessLog(failing, Observer(), Gate()), "/x", headers={"x-request-id": "r1"})
     assert status == 500 and headers["x-request-id"] == "r1" and b"girl" not in body
-    lines = [JsonFormatter().format(record) for record in caplog.records]
+    lines = [JsonFormatter().format(record) for record in heard.records]
     rows = [json.loads(line) for line in lines]
     assert [row["event"] for row in rows] == ["failed", "request"]
     assert rows[0]["error"] == "ValueError" and "failing" in rows[0]["where"][-1]

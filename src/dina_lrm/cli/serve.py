@@ -18,6 +18,38 @@ if TYPE_CHECKING:
 
 VOTES = "votes.sqlite"
 
+OriginOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-origin",
+        metavar="ORIGIN",
+        help="Where the page is seen besides its own address, such as https://rewards.example; may be given again.",
+    ),
+]
+ArenaOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--arena",
+        metavar="FOLDER",
+        help="Let people compare these candidates: a preference folder, or prompts.jsonl.",
+    ),
+]
+SplitOption = Annotated[
+    str | None,
+    typer.Option(
+        "--arena-split",
+        metavar="SPLIT",
+        help="Show only the prompts of this split of the arena's preference folder. [default: all]",
+    ),
+]
+VotesOption = Annotated[
+    Path | None,
+    typer.Option("--votes", metavar="FILE", help=f"Where votes are kept. [default: FOLDER.{VOTES}]"),
+]
+KeyFileOption = Annotated[
+    Path | None, typer.Option("--api-key-file", help="API keys, one a line; or set DINA_LRM_API_KEYS=KEY,KEY.")
+]
+
 
 def serve(
     model: Annotated[
@@ -53,26 +85,16 @@ def serve(
         int,
         typer.Option("--max-queue", metavar="N", min=1, help="States that may wait; beyond it clients are told 429."),
     ] = 512,
-    api_key_file: Annotated[
-        Path | None, typer.Option("--api-key-file", help="API keys, one a line; or set DINA_LRM_API_KEYS=KEY,KEY.")
-    ] = None,
+    api_key_file: KeyFileOption = None,
     no_auth: Annotated[bool, typer.Option("--no-auth", help="Listen beyond this machine without keys.")] = False,
+    allow_origin: OriginOption = None,
     allow_load: Annotated[
         bool, typer.Option("--allow-load", help="Let whoever has a key load and unload models over HTTP.")
     ] = False,
     log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Write prompts into the log.")] = False,
-    arena: Annotated[
-        Path | None,
-        typer.Option(
-            "--arena",
-            metavar="FOLDER",
-            help="Let people compare these candidates: a preference folder, or prompts.jsonl.",
-        ),
-    ] = None,
-    votes: Annotated[
-        Path | None,
-        typer.Option("--votes", metavar="FILE", help=f"Where votes are kept. [default: FOLDER.{VOTES}]"),
-    ] = None,
+    arena: ArenaOption = None,
+    arena_split: SplitOption = None,
+    votes: VotesOption = None,
 ) -> None:
     """Serve rewards over HTTP, with a page at `/`; it logs JSON lines on stderr and ends gracefully on SIGTERM."""
     named = name_models(model)
@@ -92,12 +114,15 @@ def serve(
         max_queue=max_queue,
         api_keys=keys,
         no_auth=no_auth,
+        allowed_origins=tuple(allow_origin or ()),
         allow_load=allow_load,
         log_prompts=log_prompts,
     )
     check_device(device)
     sources = {name: ModelSource(path, base, revision, dtype.value, device) for name, path in named.items()}
-    run(settings, sources, None if arena is None else open_arena(arena, votes))
+    if arena is None and arena_split is not None:
+        raise InputError(f"--arena-split {arena_split} says what an arena shows; give its folder with --arena")
+    run(settings, sources, None if arena is None else open_arena(arena, votes, arena_split))
 
 
 def name_models(given: list[str]) -> dict[str, str]:
@@ -140,16 +165,17 @@ def api_keys(file: Path | None) -> tuple[SecretStr, ...]:
     return (*of_file, *read_keys(os.environ.get(KEYS_VARIABLE, ""), ","))
 
 
-def open_arena(folder: Path, votes: Path | None) -> Arena:
+def open_arena(folder: Path, votes: Path | None, split: str | None = None) -> Arena:
     """The arena of a folder.
 
     Args:
         folder: of candidates.
         votes: an SQLite file; None keeps it beside the folder, which holds nothing but what its writer put there.
+        split: whose prompts are shown; None shows all.
 
     Returns:
         The arena, opened.
     """
     from dina_lrm.serve.arena import Arena
 
-    return Arena.open(folder, votes or folder.absolute().parent / f"{folder.absolute().name}.{VOTES}")
+    return Arena.open(folder, votes or folder.absolute().parent / f"{folder.absolute().name}.{VOTES}", split=split)

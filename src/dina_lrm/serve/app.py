@@ -20,7 +20,7 @@ from dina_lrm.serve.arena import Arena, arena_router
 from dina_lrm.serve.desk import Desk
 from dina_lrm.serve.documents import documents_router
 from dina_lrm.serve.gate import Gate
-from dina_lrm.serve.guards import UNANSWERED, BodyGuard, HostGuard, KeyGuard
+from dina_lrm.serve.guards import UNANSWERED, BodyGuard, HostGuard, KeyGuard, OriginGuard
 from dina_lrm.serve.logs import AccessLog
 from dina_lrm.serve.models import ModelPool
 from dina_lrm.serve.pages import is_page_path, pages_router
@@ -115,7 +115,9 @@ class _Guarded(FastAPI):
         """Put the guards up."""
         inner: ASGIApp = super().__call__
         inner = BodyGuard(inner, settings, gate)
-        inner = KeyGuard(inner, settings.api_keys, _is_open)
+        # Where strangers come without keys, a name that costs nothing would buy turns and room.
+        inner = KeyGuard(inner, settings.api_keys, _is_open, takes_names=not settings.no_auth)
+        inner = OriginGuard(inner, settings.allowed_origins)
         inner = HostGuard(inner, settings.allowed_hosts)
         self._outer = AccessLog(inner, pool.observer, gate)
 

@@ -1,4 +1,5 @@
-"""What a request must pass before anything of it is understood: the host's name, a key, and a body of bounded size and pace.
+"""What a request must pass before anything of it is understood: the host's name, where it comes from, a key, and a body of
+bounded size and pace.
 
 Plain ASGI, so that nothing is read or buffered on the way, and in force for every route whoever wrote it.
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
+from collections import Counter
 from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any
 
@@ -16,11 +18,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dina_lrm.serve.gate import Gate
 from dina_lrm.serve.refusals import Refusal
-from dina_lrm.serve.settings import ServeSettings
+from dina_lrm.serve.settings import ServeSettings, host_name
 
-__all__ = ["BodyGuard", "HostGuard", "KeyGuard", "client_of", "state_of"]
+__all__ = ["BodyGuard", "HostGuard", "KeyGuard", "OriginGuard", "client_of", "state_of"]
 
 CLIENT_HEADER = b"x-client-id"
+HARMLESS = ("GET", "HEAD", "OPTIONS")  # methods that change nothing
 UNANSWERED = 499  # what logs call a client that hung up
 
 
@@ -56,18 +59,44 @@ class HostGuard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and self._allowed:
-            host = _host_name(_header(scope, b"host") or "")
+            host = host_name(_header(scope, b"host") or "")
             if host not in self._allowed:
                 told = f"this server answers to {', '.join(sorted(self._allowed))}, not to {host!r:.80}"
                 return await refuse(Refusal(421, "wrong_host", told), scope, receive, send)
         await self._app(scope, receive, send)
 
 
-class KeyGuard:
-    """Lets in who shows a key, and says who it was: a key, the client's own name where no keys are set, or its address."""
+class OriginGuard:
+    """Lets no page of another site have a visitor's browser post here. Only browsers say where a request comes from."""
 
-    def __init__(self, app: ASGIApp, keys: Sequence[SecretStr], is_open: Callable[[str], bool]) -> None:
+    def __init__(self, app: ASGIApp, allowed: Sequence[str]) -> None:
         self._app = app
+        self._allowed = {origin.lower() for origin in allowed}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] not in HARMLESS and not self._is_own(scope):
+            origin = _header(scope, b"origin")
+            page = "a page of another site" if origin is None else f"a page of {origin!r:.80}"
+            told = f"{page} may not post here; if this server's own page is seen there, start it with --allow-origin ORIGIN"
+            return await refuse(Refusal(403, "cross_site", told), scope, receive, send)
+        await self._app(scope, receive, send)
+
+    def _is_own(self, scope: Scope) -> bool:
+        origin, site = _header(scope, b"origin"), _header(scope, b"sec-fetch-site")
+        if origin is not None and origin.lower() in self._allowed:
+            return True
+        if site is not None:  # the browser's own word; what names the page saw on the way here it knows best
+            return site in ("same-origin", "none")
+        return origin is None or origin.lower().partition("://")[2] == (_header(scope, b"host") or "").lower()
+
+
+class KeyGuard:
+    """Lets in who shows a key, and says who it was: a key, the client's own name where names are taken, or its address."""
+
+    def __init__(
+        self, app: ASGIApp, keys: Sequence[SecretStr], is_open: Callable[[str], bool], takes_names: bool = False
+    ) -> None:
+        self._app, self._takes_names = app, takes_names and not keys
         # Of one length whatever the key's, so that comparing tells nothing of it.
         self._digests = [_digest(key.get_secret_value().encode()) for key in keys]
         self._is_open = is_open
@@ -90,7 +119,7 @@ class KeyGuard:
         return any([hmac.compare_digest(shown, digest) for digest in self._digests])  # noqa: C419
 
     def _name(self, scope: Scope) -> str:
-        own = None if self._digests else _header(scope, CLIENT_HEADER)
+        own = _header(scope, CLIENT_HEADER) if self._takes_names else None
         if own is not None and own.isascii() and own.isprintable() and 0 < len(own) <= 64:
             return f"client {own}"
         peer = scope.get("client")
@@ -98,10 +127,11 @@ class KeyGuard:
 
 
 class BodyGuard:
-    """Counts bodies while they arrive: too large is 413, too slow 408, too many at once 503."""
+    """Counts bodies while they arrive: too large is 413, too slow 408, too many at once 503, too many of one client 429."""
 
     def __init__(self, app: ASGIApp, settings: ServeSettings, gate: Gate) -> None:
         self._app, self._settings, self._gate = app, settings, gate
+        self._held: Counter[str] = Counter()  # bytes by client
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -113,19 +143,25 @@ class BodyGuard:
         limit = SMALL_BODY_BYTES if scope["path"] in SMALL_BODIES else self._settings.max_body_bytes
         if declared is not None and (len(declared) > 18 or int(declared) > limit):
             return await refuse(_too_large(declared, limit), scope, receive, send)
-        arriving = _Arriving(receive, self._settings, self._gate, limit)
+        client = client_of(scope)
+        arriving = _Arriving(receive, self._settings, self._gate, limit, self._held, client)
         try:
             await self._app(scope, arriving.receive, send)
         finally:
             self._gate.held_bytes -= arriving.received
+            self._held[client] -= arriving.received
+            if not self._held[client]:
+                del self._held[client]
 
 
 class _Arriving:
     """One body."""
 
-    def __init__(self, receive: Receive, settings: ServeSettings, gate: Gate, limit: int) -> None:
+    def __init__(
+        self, receive: Receive, settings: ServeSettings, gate: Gate, limit: int, held: Counter[str], client: str
+    ) -> None:
         self.received = 0
-        self._limit = limit
+        self._limit, self._held, self._client = limit, held, client
         self._receive, self._settings, self._gate = receive, settings, gate
         self._started: float | None = None
         self._whole = False
@@ -150,11 +186,17 @@ class _Arriving:
     def _count(self, size: int) -> None:
         self.received += size
         self._gate.held_bytes += size
+        self._held[self._client] += size
         if self.received > self._limit:
             raise _too_large(f"more than {self.received - size}", self._limit)
         if self._gate.held_bytes > self._settings.max_held_bytes:
             told = f"the server holds {self._gate.held_bytes - size} bytes of other requests and has no room for more"
             raise Refusal(503, "busy", f"{told}; ask again later", {"retry-after": "1"})
+        share = int(self._settings.max_client_share * self._settings.max_held_bytes)
+        # A client's only body is bounded by its own limit, however small the share.
+        if self.received < self._held[self._client] > share:
+            told = f"this client's requests hold {self._held[self._client] - size} bytes of the {share} that one client may"
+            raise Refusal(429, "busy", f"{told}; ask again when some are answered", {"retry-after": "1"})
 
 
 def _too_large(size: str, limit: int) -> Refusal:
@@ -178,10 +220,3 @@ def _header(scope: Scope, name: bytes) -> str | None:
         if key == name:
             return str(value, "latin-1")
     return None
-
-
-def _host_name(host: str) -> str:
-    """Without the port, and without the brackets of an IPv6 address."""
-    if host.startswith("["):
-        return host[1:].partition("]")[0].lower()
-    return host.partition(":")[0].lower()

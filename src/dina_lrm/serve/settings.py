@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from pathlib import Path
 
 from pydantic import Field, SecretStr
@@ -15,6 +16,7 @@ __all__ = ["KEYS_VARIABLE", "ServeSettings", "read_keys"]
 KEYS_VARIABLE = "DINA_LRM_API_KEYS"
 SHORTEST_KEY = 16
 MIB = 2**20
+ORIGIN = re.compile(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:]+\])(:[0-9]{1,5})?")
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
@@ -30,6 +32,7 @@ class ServeSettings(Config):
         max_connections: beyond it requests are refused with 503.
         max_body_bytes: of one request.
         max_held_bytes: of all requests being read or answered together.
+        max_client_share: of `max_held_bytes`, that the requests of one client may hold.
         max_samples: candidates in one request.
         max_states: samples x levels x draws of one request.
         max_pixels: of one picture, read from its header before it is decoded.
@@ -46,6 +49,8 @@ class ServeSettings(Config):
         allow_load: models may be loaded and unloaded over HTTP, by whoever has a key.
         allowed_hosts: names that the Host header may carry; empty for any. A server on loopback without keys allows only its
             own, so that no web page reaches it under another name.
+        allowed_origins: where this server's page may be seen besides its own address, such as https://rewards.example behind a
+            proxy. Pages of no other origin may post.
         log_prompts: prompts appear in the log.
     """
 
@@ -57,6 +62,7 @@ class ServeSettings(Config):
     max_connections: int = Field(4096, ge=1)
     max_body_bytes: int = Field(64 * MIB, ge=1)
     max_held_bytes: int = Field(4096 * MIB, ge=1)
+    max_client_share: float = Field(0.5, gt=0, le=1)
     max_samples: int = Field(256, ge=1)
     max_states: int = Field(4096, ge=1)
     max_pixels: int = Field(25_000_000, ge=1)
@@ -72,6 +78,7 @@ class ServeSettings(Config):
     no_auth: bool = False
     allow_load: bool = False
     allowed_hosts: tuple[str, ...] = ()
+    allowed_origins: tuple[str, ...] = ()
     log_prompts: bool = False
 
     @property
@@ -88,8 +95,11 @@ class ServeSettings(Config):
         """The same, fit to listen: who may come in is settled.
 
         Raises:
-            ConfigError: others could reach a server that asks nobody for a key.
+            ConfigError: others could reach a server that asks nobody for a key, or an origin is none.
         """
+        for origin in self.allowed_origins:
+            if not ORIGIN.fullmatch(origin):
+                raise ConfigError(f"an origin is scheme and host, as in https://rewards.example:8443, got {origin!r}")
         if not self.api_keys and self.allow_load:
             raise ConfigError(
                 f"loading models over HTTP needs API keys; set {KEYS_VARIABLE} or give --api-key-file, or leave --allow-load out"
@@ -101,7 +111,15 @@ class ServeSettings(Config):
                 f"host {self.host!r} can be reached from other machines and no API key is set; set {KEYS_VARIABLE}, give "
                 "--api-key-file, listen at 127.0.0.1, or say --no-auth"
             )
-        return self.model_copy(update={"allowed_hosts": (*LOOPBACK_NAMES, self.host)})
+        seen_as = [host_name(origin.partition("://")[2]) for origin in self.allowed_origins]
+        return self.model_copy(update={"allowed_hosts": (*LOOPBACK_NAMES, self.host, *seen_as)})
+
+
+def host_name(host: str) -> str:
+    """Of a Host header: without the port, and without the brackets of an IPv6 address."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0].lower()
+    return host.partition(":")[0].lower()
 
 
 def read_keys(text: str, separator: str | None) -> tuple[SecretStr, ...]:

@@ -98,11 +98,12 @@ class EngineJudge(Judge):
     def _objection(self, engine: Engine) -> str | None:
         """Latents that another VAE made say nothing to this model, however well it scores them."""
         if engine not in self._objections:
-            self._objections[engine] = None
+            self._objections[engine], backbone = None, engine.model.network.backbone
             try:
-                check_latents(self.source.name, self.source.backbone, engine.model.network.backbone)
+                check_latents(self.source.name, self.source.backbone, backbone)
             except DataError as error:
-                self._objections[engine] = str(error)
+                # Voters read it: the base may be named by where it lies.
+                self._objections[engine] = str(error).replace(f" {backbone.base!r}", "")
                 log.warning("arena: model %s does not judge: %s", engine.name, error)
         return self._objections[engine]
 
