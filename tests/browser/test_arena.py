@@ -18,6 +18,7 @@ from dina_lrm.serve.arena import Arena, ArenaSettings
 from tests.browser.server import running
 from tests.browser.waiting import until, until_text
 from tests.serve.arena_folders import picture_folder, preference_folder
+from tests.serve.serving import file_of, random_picture
 
 SETTINGS = ArenaSettings(random_share=0.5, seed=1, draws=1)
 Start = Callable[..., tuple[str, Arena]]
@@ -89,7 +90,7 @@ def test_a_round_by_keyboard(start, open_page) -> None:
     stats = arena.stats(arena.store.votes()[0].voter)
     assert stats.mine is not None
     rows = page.inner_text("#agreement-rows")
-    assert f"of {stats.mine.compared} alike" in rows and "the model itself expects" in rows
+    assert f"of {stats.mine.compared} choices alike" in rows and "The model itself expects" in rows
     page.click("#more")
     wait(page, 0)
 
@@ -252,9 +253,38 @@ def test_pictures_of_ones_own_are_encoded_and_exported(golden_model, open_page, 
     assert data.info["counts"]["candidates"] == 2
 
 
+def test_a_picture_that_cannot_be_read_is_passed_over(golden_model, open_page, tmp_path: Path) -> None:
+    folder = picture_folder(tmp_path / "own", num_prompts=1)
+    whole = file_of(random_picture(1))
+    (folder / "0-1.png").write_bytes(whole[: len(whole) // 2])
+    arena = Arena.open(folder, tmp_path / "arena.sqlite", SETTINGS)
+    with running(lambda: golden_model, arena=arena) as address:
+        page = open_page(f"{address}#arena")
+        wait(page, 0)
+        page.keyboard.press("ArrowLeft")
+        page.wait_for_selector("#agreement:not([hidden])")
+        assert page.is_hidden("#notice") and "seen every pair" in page.inner_text("#agreement-told")
+        assert len(arena.store.votes()) == 1
+
+
+def test_a_model_that_does_not_judge_says_why(golden_model, open_page, tmp_path: Path) -> None:
+    preference_folder(tmp_path / "things", (16, 8, 8), **{"class": "Other", "vae_scaling_factor": 0.5})
+    arena = Arena.open(tmp_path / "things", tmp_path / "arena.sqlite", SETTINGS)
+    with running(lambda: golden_model, arena=arena) as address:
+        page = open_page(f"{address}#arena")
+        until_text(page, "status", "tiny")
+        wait(page, 0)
+        page.keyboard.press("ArrowLeft")
+        wait(page, 1)
+        page.click("#finish")
+        page.wait_for_selector("#agreement:not([hidden])")
+        assert "does not judge these pictures: things holds latents of Other" in page.inner_text("#agreement-told")
+
+
 def test_a_server_without_an_arena_says_how_to_have_one(plain, open_page) -> None:
     page = open_page(f"{plain}#arena")
     page.wait_for_selector("#arena-none:not([hidden])")
     assert "--arena FOLDER" in page.inner_text("#arena-none") and page.is_hidden("#notice")
     page.click("nav a >> text=Playground")
-    assert page.is_visible("#prompt") and page.get_attribute("nav a >> text=Playground", "aria-current") == "page"
+    page.wait_for_selector("#prompt")
+    assert page.get_attribute("nav a >> text=Playground", "aria-current") == "page"

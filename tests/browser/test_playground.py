@@ -10,6 +10,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from dina_lrm.serve.settings import ServeSettings
+from tests.browser.server import running
+from tests.browser.waiting import until, until_text
+
 PROMPT = "a red fox"
 
 
@@ -46,8 +50,8 @@ def test_pictures_are_ranked_as_the_model_ranks_them(plain, open_page, files, go
     rewards = [number(text) for text in page.locator("#ranked .reward").all_inner_texts()]
     assert rewards == pytest.approx([float(ranking.reward.reward[place]) for place in ranking.order], abs=0.0051)
     lead = page.inner_text("#lead-told")
-    assert f"= {ranking.lead.probability:.2f}" in lead and "95 % interval" in lead
-    assert "seed 7" in page.inner_text("#ranked-told") and "15 states" in page.inner_text("#ranked-told")
+    assert f"a chance of {ranking.lead.probability:.2f}" in lead and "95 % sure" in lead
+    assert "seed 7" in page.inner_text("#ranked-told") and "15 looks" in page.inner_text("#ranked-told")
     assert all("±" in text for text in page.locator("#ranked .utility").all_inner_texts())
 
 
@@ -63,6 +67,18 @@ def test_the_curve_goes_over_the_noise_levels(plain, open_page, files, golden_mo
     reward = golden_model.score(prompts=[PROMPT], images=pictures, sigmas=levels, draws=3, seed=0)
     expected = reward.draws[0].view(3, 9).mean(dim=0).tolist()
     assert [number(cell) for cell in cells] == pytest.approx(expected, abs=0.0051)
+
+
+def test_a_curve_of_more_pictures_than_one_request_takes_is_asked_in_portions(golden_model, open_page, files) -> None:
+    with running(lambda: golden_model, ServeSettings(max_queue=60)) as address:  # 27 states go to each picture's curve
+        page = open_page(address)
+        until_text(page, "status", "tiny")
+        fill(page, files[:2] * 2)
+        ask(page)
+        until(page, "document.querySelectorAll('#curve svg > g').length === 4")
+        page.locator("#curve-numbers summary").click()
+        rows = page.locator("#curve-table tbody tr").all_inner_texts()
+    assert [row.split("\t")[1:] for row in rows[:2]] == [row.split("\t")[1:] for row in rows[2:]]
 
 
 def test_one_picture_has_a_reward_and_no_rival(plain, open_page, files) -> None:
@@ -86,7 +102,7 @@ def test_where_the_model_looks_is_laid_over_the_pictures(plain, open_page, files
     assert sizes[0] == [2 * side for side in sizes[1]]  # one picture is twice as large as the other
     whole = by_number[1].evaluate("one => one.toDataURL()")
     options = page.locator("#query option").all_inner_texts()
-    assert options[:2] == ["All queries", "Query 1"] and len(options) > 2
+    assert options[:2] == ["All it looks at", "Look-out 1"] and len(options) > 2
     page.select_option("#query", "0")
     assert page.locator("#ranked canvas").count() == 2
     assert whole not in [one.evaluate("one => one.toDataURL()") for one in page.locator("#ranked canvas").all()]

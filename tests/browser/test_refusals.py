@@ -65,7 +65,7 @@ def test_a_key_that_no_header_carries_is_refused_here(locked, open_page, files) 
     told(page)
     page.fill("#key", "schlüssel")
     page.keyboard.press("Enter")
-    assert "printable ASCII" in page.inner_text("#notice-text")
+    assert "plain letters" in page.inner_text("#notice-text")
 
 
 def test_the_key_of_a_tab_is_remembered_there_and_nowhere_else(locked, open_page, files) -> None:
@@ -119,10 +119,35 @@ def test_a_page_waits_for_its_model(golden_model, open_page, files) -> None:
             until_text(page, "status", "being loaded")
             fill(page, files)
             page.click("#go")
-            assert "not ready" in told(page) and "Trying again in" in page.inner_text("#notice-again")
+            assert "being loaded" in told(page) and "Trying again in" in page.inner_text("#notice-again")
         finally:
             loaded.set()
         answered(page)
+
+
+@pytest.mark.parametrize(
+    ("state", "kind", "said", "again"),
+    [
+        ("loading", "loading", "model is being loaded", "Trying again in"),
+        ("draining", "draining", "server is being stopped", "Try again now"),
+        ("failed", "unavailable", "model cannot answer", "Try again now"),
+        ("ready", "busy", "server is busy", "Trying again in"),
+    ],
+)
+def test_what_a_server_that_answers_nothing_says_of_itself_is_shown(
+    plain, open_page, files, state: str, kind: str, said: str, again: str
+) -> None:
+    page = open_page(plain)
+    until_text(page, "status", "tiny")
+    fill(page, files)
+    status = 200 if state == "ready" else 503
+    page.route("**/healthz", lambda route: route.fulfill(status=status, body=f'{{"status": "{state}"}}'))
+    body = f'{{"error": {{"kind": "{kind}", "message": "these words of the server"}}}}'
+    page.route("**/v1/rank", lambda route: route.fulfill(status=503, headers={"retry-after": "60"}, body=body))
+    page.click("#go")
+    notice = told(page)
+    assert said in notice and "hese words of the server" in notice and again in page.inner_text("#notice-again")
+    until_text(page, "status", {"failed": "model has failed", "ready": "tiny"}.get(state, said))
 
 
 def test_a_busy_server_is_asked_again_when_it_said(plain, open_page, files) -> None:

@@ -64,11 +64,18 @@ export const rank = withPictures("v1/rank");
 export const attention = withPictures("v1/attention");
 export const models = () => json("v1/models");
 
+// What the server says of itself; "gone" where nobody answers, "waiting" where somebody else does.
 export async function health() {
+  let response;
   try {
-    return (await json("healthz")).status;
-  } catch (trouble) {
-    return trouble.status === 503 ? "waiting" : trouble.status === 0 ? "gone" : "ready";
+    response = await fetch("healthz", { cache: "no-store" });
+  } catch {
+    return "gone";
+  }
+  try {
+    return (await response.json()).status ?? "waiting";
+  } catch {
+    return "waiting";
   }
 }
 

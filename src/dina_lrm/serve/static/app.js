@@ -25,8 +25,19 @@ const HEADINGS = {
   504: "The answer took too long",
 };
 
+// What a status alone does not say.
+const BY_KIND = {
+  loading: "The model is being loaded",
+  draining: "The server is being stopped",
+  unavailable: "The model cannot answer",
+  busy: "The server is busy",
+};
+
 // What may go well if it is asked once more, as it is.
 const MAY_PASS = (status) => status === 0 || status === 408 || status === 429 || status >= 500;
+
+// What passes by itself, and soon.
+const PASSES = ({ status, kind }) => (status === 429 || status === 503) && kind !== "draining" && kind !== "unavailable";
 
 function clear() {
   clearInterval(timer);
@@ -52,7 +63,7 @@ export function report(trouble, again) {
     trouble = new Trouble(-1, "page", "Something in this page failed; the browser's console says what.", null);
   }
   retry = again;
-  const heading = HEADINGS[trouble.status] ?? (trouble.status >= 500 ? "The server failed" : "The server refused");
+  const heading = BY_KIND[trouble.kind] ?? HEADINGS[trouble.status] ?? (trouble.status >= 500 ? "The server failed" : "The server refused");
   const said = document.createElement("strong");
   said.textContent = heading;
   const more = document.createElement("span");
@@ -63,7 +74,7 @@ export function report(trouble, again) {
   $("notice-again").textContent = "Try again now";
   $("notice").hidden = false;
   if (trouble.status === 401) $("key").focus();
-  else if (again !== null && (trouble.status === 429 || trouble.status === 503)) countDown(trouble.retryAfter ?? 3);
+  else if (again !== null && PASSES(trouble)) countDown(trouble.retryAfter ?? 3);
   if (trouble.status === 0 || trouble.status === 503) watch();
 }
 
@@ -92,7 +103,7 @@ $("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
   const given = $("key").value.trim();
   if (!/^[\x21-\x7e]+$/.test(given)) {
-    $("notice-text").lastElementChild.textContent = "A key is printable ASCII without spaces.";
+    $("notice-text").lastElementChild.textContent = "A key is plain letters, digits and signs, without spaces.";
     return;
   }
   key.set(given);
@@ -102,7 +113,13 @@ $("key-form").addEventListener("submit", (event) => {
 
 // ------------------------------------------------------------------------------------------------- status
 
-const STATES = { waiting: "The model is being loaded", gone: "Server not reachable" };
+const STATES = {
+  loading: "The model is being loaded",
+  draining: "The server is being stopped",
+  failed: "The model has failed",
+  waiting: "The server is not ready",
+  gone: "Server not reachable",
+};
 let watching = false;
 
 async function watch() {

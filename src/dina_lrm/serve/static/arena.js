@@ -57,11 +57,20 @@ async function next() {
   begun = true;
   wait(true);
   try {
-    const pair = await arena.pair(voter());
+    let pair = await arena.pair(voter());
+    let blobs = null;
+    while (pair.pair !== null && blobs === null) {
+      const before = pair.pair;
+      try {
+        blobs = await both(pair);
+      } catch (trouble) {
+        if (trouble.kind !== "bad_input") throw trouble;
+        pair = await arena.pair(voter()); // one of them cannot be read, and the server shows it no more
+        if (pair.pair === before) throw trouble;
+      }
+    }
     allSeen = pair.pair === null;
     if (allSeen) return await showAgreement();
-    // Both are shown at once: none has a head start.
-    const blobs = await Promise.all([arena.picture(pair.left), arena.picture(pair.right)]);
     for (const url of urls) URL.revokeObjectURL(url);
     urls = blobs.map((blob) => URL.createObjectURL(blob));
     notices.settled();
@@ -73,6 +82,9 @@ async function next() {
     wait(false);
   }
 }
+
+// Both pictures are shown at once: none has a head start.
+const both = (pair) => Promise.all([arena.picture(pair.left), arena.picture(pair.right)]);
 
 function show(pair) {
   current = pair;
@@ -174,10 +186,17 @@ function fill(stats) {
   if (stats.voters > 1) rows.push(["Everybody, pairs at random", stats.random], ["Everybody, pairs the model was unsure of", stats.active]);
   $("agreement-rows").replaceChildren(...rows.filter(([, one]) => one.votes + one.skips > 0).map(([name, one]) => row(name, one)));
   const waiting = stats.unscored ? ` ${plural(stats.unscored, "vote")} not compared yet: the model is still looking at the pictures.` : "";
+  const never = stats.unscorable ? ` ${plural(stats.unscorable, "vote")} cannot be compared: the model cannot read a picture.` : "";
   $("agreement-told").textContent =
     (allSeen ? "You have seen every pair. " : "") +
-    (stats.model === null ? "No model is loaded to compare with." : `Compared with ${stats.model}. Only pairs at random tell how far people and model agree in general; the others were picked because they are hard. Ties and skips are not counted.`) +
-    ` ${plural(stats.answers, "answer")} of ${plural(stats.voters, "voter")} so far.${waiting}`;
+    compared(stats) +
+    ` ${plural(stats.answers, "answer")} of ${plural(stats.voters, "voter")} so far.${waiting}${never}`;
+}
+
+function compared({ model, objection }) {
+  if (objection !== null) return `The model does not judge these pictures: ${objection}.`;
+  if (model === null) return "No model is loaded to compare with.";
+  return `Compared with ${model}. Only pairs at random tell how far people and model agree in general; the others were picked because they are hard. Ties and skips are not counted.`;
 }
 
 function row(name, agreement) {
@@ -187,7 +206,7 @@ function row(name, agreement) {
   if (share === null) {
     return el("div", { class: "row" }, el("span", { text: name }), el("p", { class: "hint", text: `Nothing to compare yet${more ? ` (${more})` : ""}.` }));
   }
-  const told = `${number(agreed, Number.isInteger(agreed) ? 0 : 1)} of ${compared} alike, 95 % interval ${percent(interval[0])} to ${percent(interval[1])}; the model itself expects ${percent(expected)} (dashed).${more ? ` Besides, ${more}.` : ""}`;
+  const told = `${number(agreed, Number.isInteger(agreed) ? 0 : 1)} of ${compared} choices alike; for all such pairs that means between ${percent(interval[0])} and ${percent(interval[1])} (95 % sure). The model itself expects ${percent(expected)} (dashed).${more ? ` Besides, ${more}.` : ""}`;
   queueMicrotask(() => shareChart(chart, share, interval, { mark: expected, label: told }));
   return el("div", { class: "row" }, el("span", { text: name }), el("b", { text: percent(share) }), chart, el("p", { class: "hint", text: told }));
 }

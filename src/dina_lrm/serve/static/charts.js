@@ -100,7 +100,7 @@ export function curve(place, lines, sigmas, label) {
     for (const tick of [0, 0.2, 0.4, 0.6, 0.8, 1]) {
       made.append(svg("text", { x: x(tick), y: height - edge.bottom + 17, "text-anchor": "middle" }, String(tick)));
     }
-    made.append(svg("text", { x: x(0.5), y: height - 3, "text-anchor": "middle" }, "noise level sigma"));
+    made.append(svg("text", { x: x(0.5), y: height - 3, "text-anchor": "middle" }, "noise level"));
     for (const sigma of sigmas) {
       made.append(svg("line", { x1: x(sigma), x2: x(sigma), y1: edge.top, y2: height - edge.bottom, class: "axis", "stroke-dasharray": "2 3" }));
     }
@@ -119,7 +119,7 @@ function drawnLine(line, x, y) {
   const middle = path(line.points, (point) => point.mean);
   group.append(svg("path", { d: `M${middle.join("L")}`, fill: "none", stroke: "currentColor", "stroke-width": 2.2, "stroke-linejoin": "round", "stroke-dasharray": dash(line.series) }));
   for (const point of line.points) {
-    const told = `${line.name}, sigma ${point.sigma}: ${number(point.mean)} (${number(point.low)} to ${number(point.high)})`;
+    const told = `${line.name}, noise ${point.sigma}: ${number(point.mean)} (${number(point.low)} to ${number(point.high)})`;
     group.append(svg("circle", { cx: x(point.sigma), cy: y(point.mean), r: 3.2, fill: "currentColor" }, svg("title", {}, told)));
   }
   return group;

@@ -9,6 +9,7 @@ const FIELDS = ["prompt", "model", "sigmas", "draws", "fusion", "seed", "adaptiv
 const TYPES = ["image/png", "image/jpeg", "image/webp"];
 const CURVE_SIGMAS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9];
 const CURVE_DRAWS = 3;
+const CURVE_PICTURES = 8; // in one request: the server takes only so many looks at once, and 27 go to each
 const TIE_BAND = 0.05;
 const Z_95 = 1.96;
 const ADAPTIVE = { max_draws: 16, error_rate: 0.05 };
@@ -66,8 +67,8 @@ function keep(name) {
 
 function tellOptions() {
   $("draws").disabled = $("adaptive").checked;
-  const draws = $("adaptive").checked ? `draws as needed, up to ${ADAPTIVE.max_draws}` : plural(Number($("draws").value), "draw");
-  $("options-told").textContent = `sigma ${$("sigmas").value || "?"} · ${draws}`;
+  const draws = $("adaptive").checked ? `looks as needed, up to ${ADAPTIVE.max_draws}` : plural(Number($("draws").value), "look");
+  $("options-told").textContent = `noise ${$("sigmas").value || "?"} · ${draws}`;
 }
 
 function offerModels(known) {
@@ -144,7 +145,7 @@ function read() {
   const sigmas = $("sigmas").value.split(/[\s,;]+/).filter(Boolean).map(Number);
   if (!sigmas.length || !sigmas.every((sigma) => sigma >= 0 && sigma <= 1)) return wrong("sigmas", "Noise levels lie between 0 and 1.");
   const draws = Number($("draws").value);
-  if (!$("adaptive").checked && !(Number.isInteger(draws) && draws >= 1)) return wrong("draws", "Draws are a whole number, 1 or more.");
+  if (!$("adaptive").checked && !(Number.isInteger(draws) && draws >= 1)) return wrong("draws", "Looks are a whole number, 1 or more.");
   const seed = $("seed").value === "" ? null : Number($("seed").value);
   if (seed !== null && !(Number.isSafeInteger(seed) && seed >= 0)) return wrong("seed", "The seed is a whole number, 0 or more, or empty.");
   const model = $("model-field").hidden ? null : $("model").value;
@@ -196,8 +197,8 @@ async function askCurve(answer, signal) {
   $("curve-numbers").hidden = true;
   const request = { model: answer.model, prompts: [answer.prompt], sigmas: CURVE_SIGMAS, draws: CURVE_DRAWS, seed: answer.seed };
   try {
-    const reply = await score(request, answer.about.map((picture) => picture.file), signal);
-    if (shown === answer) showCurve(answer, reply);
+    const draws = await drawsOf(request, answer.about.map((picture) => picture.file), CURVE_PICTURES, signal);
+    if (shown === answer) showCurve(answer, draws);
   } catch (trouble) {
     if (shown !== answer) return;
     const again = el("button", { type: "button", text: "Draw the curve" });
@@ -205,6 +206,21 @@ async function askCurve(answer, signal) {
     drop($("curve"), el("div", { class: "actions" }, again));
     $("curve-told").textContent = trouble.name === "AbortError" ? "" : trouble.message;
   }
+}
+
+// The draws of each picture, asked for in portions, and in smaller ones where the server takes less.
+async function drawsOf(request, files, portion, signal) {
+  const found = [];
+  for (let at = 0; at < files.length; at += portion) {
+    const some = files.slice(at, at + portion);
+    try {
+      found.push(...(await score(request, some, signal)).draws);
+    } catch (trouble) {
+      if (some.length === 1 || ![413, 422].includes(trouble.status)) throw trouble;
+      found.push(...(await drawsOf(request, some, Math.ceil(some.length / 2), signal)));
+    }
+  }
+  return found;
 }
 
 // ----------------------------------------------------------------------------------------- what was found
@@ -221,11 +237,11 @@ function showRanking() {
     const utility = reward.utility[place];
     const line = el("div");
     const head = el("div", { class: "place" }, el("span", { text: order.length > 1 ? ordinal(at + 1) : "Reward" }));
-    if (uneven) head.append(el("span", { text: plural(reward.spent[place], "state") }));
+    if (uneven) head.append(el("span", { text: plural(reward.spent[place], "look") }));
     const spread = `± ${number(half[place])}`;
     const told = el("div", { class: "told" }, head,
       el("div", { class: "reward", text: number(reward.reward[place]) }),
-      el("div", { class: "utility", text: calibrated ? `utility ${number(utility)} ${spread}` : spread }),
+      el("div", { class: "utility", text: calibrated ? `raw score ${number(utility)} ${spread}` : spread }),
     );
     if (order.length > 1) {
       told.append(line);
@@ -242,7 +258,7 @@ function showRanking() {
   $("ranked-title").textContent = order.length > 1 ? "Ranking" : "Reward";
   const revision = reward.revision ? ` (${reward.revision.slice(0, 8)})` : "";
   const spent = reward.spent.reduce((sum, one) => sum + one, 0);
-  $("ranked-told").textContent = `± is the 95 % interval ${calibrated ? "of the utility " : ""}over noise. ${reward.model}${revision}, seed ${shown.seed}, ${plural(spent, "state")} read in all.`;
+  $("ranked-told").textContent = `± is how far ${calibrated ? "the raw score" : "the reward"} may move with other noise (95 % sure). ${reward.model}${revision}, seed ${shown.seed}, ${plural(spent, "look")} in all.`;
   showLead(lead, order, ranking.decided);
 }
 
@@ -256,9 +272,10 @@ function showLead(lead, order, decided) {
     const [low, high] = lead.interval.map(percent);
     $("lead-title").textContent = title;
     $("lead-told").textContent =
-      `P(picture ${first} preferred to picture ${second}) = ${number(lead.probability)}, 95 % interval over noise ${low} to ${high}. ` +
+      `The model gives picture ${first} a chance of ${number(lead.probability)} to be preferred to picture ${second}; ` +
+      `with other noise it may be ${low} to ${high} (95 % sure). ` +
       `Within ${number(lead.tie_band)} of one half it is a tie.` +
-      (decided ? "" : " The draws ran out before the best was sure: allow more, or take it as open.");
+      (decided ? "" : " The model stopped looking before the best was sure: take it as open.");
     shareChart($("lead-chart"), lead.probability, lead.interval, { band: lead.tie_band, label: $("lead-told").textContent });
     said = `${title}. ${order.length} pictures ranked: ${order.map((place) => place + 1).join(", ")}.`;
   }
@@ -266,8 +283,8 @@ function showLead(lead, order, decided) {
   if ($("result").getBoundingClientRect().top > innerHeight * 0.8) $("result").scrollIntoView({ block: "start" });
 }
 
-function showCurve(answer, reply) {
-  const lines = reply.draws.map((draws, place) => {
+function showCurve(answer, found) {
+  const lines = found.map((draws, place) => {
     const points = CURVE_SIGMAS.map((sigma, level) => {
       const values = draws.filter((_, i) => i % CURVE_SIGMAS.length === level);
       const mean = values.reduce((sum, value) => sum + value, 0) / values.length;
@@ -275,9 +292,9 @@ function showCurve(answer, reply) {
     });
     return { name: `Picture ${place + 1}`, short: String(place + 1), series: place, points };
   });
-  curve($("curve"), lines, answer.sigmas, `Utility of ${plural(lines.length, "picture")} at noise levels from 0.1 to 0.9; the numbers follow.`);
-  $("curve-told").textContent = `Mean of ${CURVE_DRAWS} draws; the shade spans them. Dotted: the levels that were asked for.`;
-  const head = el("tr", {}, el("th", { scope: "col", text: "sigma" }), ...CURVE_SIGMAS.map((sigma) => el("th", { scope: "col", text: sigma })));
+  curve($("curve"), lines, answer.sigmas, `Raw score of ${plural(lines.length, "picture")} at noise levels from 0.1 to 0.9; the numbers follow.`);
+  $("curve-told").textContent = `Average of ${CURVE_DRAWS} looks; the shade spans them. Dotted: the noise levels that you asked for.`;
+  const head = el("tr", {}, el("th", { scope: "col", text: "noise" }), ...CURVE_SIGMAS.map((sigma) => el("th", { scope: "col", text: sigma })));
   const rows = lines.map((line) =>
     el("tr", {}, el("th", { scope: "row", class: colour(line.series), text: line.name }), ...line.points.map((point) => el("td", { text: number(point.mean) }))),
   );
@@ -312,7 +329,7 @@ async function showMaps() {
   const first = answer.maps.get(0);
   if (first) {
     const chosen = $("query").value;
-    const names = ["All queries", ...first.queries.map((_, query) => `Query ${query + 1}`)];
+    const names = ["All it looks at", ...first.queries.map((_, query) => `Look-out ${query + 1}`)];
     $("query").replaceChildren(...names.map((name, place) => el("option", { value: place - 1, text: name })));
     if (chosen !== "" && Number(chosen) < first.queries.length) $("query").value = chosen;
   }
@@ -326,8 +343,8 @@ function paintMaps() {
   $("maps-told").hidden = !visible;
   if (visible) {
     $("maps-told").textContent =
-      `Clear: where the head's ${Number($("query").value) < 0 ? "queries look" : "query looks"} most in a picture, at sigma ${shown.sigmas[0]}. ` +
-      "Dark: what is passed over. It tells where, not why.";
+      `Bright: where ${Number($("query").value) < 0 ? "the model looks" : "this look-out of the model looks"} most, at noise level ${shown.sigmas[0]}. ` +
+      "Dark: what it passes over. It tells where, not why.";
   }
   for (const frame of document.querySelectorAll("#ranked .picture")) {
     frame.querySelector("canvas")?.remove();
