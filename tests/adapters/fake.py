@@ -56,12 +56,6 @@ class FakeModel:
         self.calls.append(dict(state=state, conditioning=conditioning))
         return self.reward(state.noised_latents.flatten(1).mean(dim=1), state.sigma[:1].tolist(), None)
 
-    def compare(self, **ask):
-        raise NotImplementedError
-
-    def rank(self, **ask):
-        raise NotImplementedError
-
     @staticmethod
     def reward(utility, sigmas, seed) -> Reward:
         utility = utility.float()

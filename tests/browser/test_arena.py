@@ -278,7 +278,8 @@ def test_a_model_that_does_not_judge_says_why(golden_model, open_page, tmp_path:
         wait(page, 1)
         page.click("#finish")
         page.wait_for_selector("#agreement:not([hidden])")
-        assert "does not judge these pictures: things holds latents of Other" in page.inner_text("#agreement-told")
+        told = page.inner_text("#agreement-told")
+        assert "does not judge these pictures: things holds latents of Other" in told and "still looking" not in told
 
 
 def test_a_server_without_an_arena_says_how_to_have_one(plain, open_page) -> None:

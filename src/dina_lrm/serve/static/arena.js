@@ -185,7 +185,7 @@ function fill(stats) {
   if (stats.mine) rows.push(["You, pairs at random", stats.mine], ["You, pairs the model was unsure of", stats.mine_active]);
   if (stats.voters > 1) rows.push(["Everybody, pairs at random", stats.random], ["Everybody, pairs the model was unsure of", stats.active]);
   $("agreement-rows").replaceChildren(...rows.filter(([, one]) => one.votes + one.skips > 0).map(([name, one]) => row(name, one)));
-  const waiting = stats.unscored ? ` ${plural(stats.unscored, "vote")} not compared yet: the model is still looking at the pictures.` : "";
+  const waiting = stats.unscored && stats.model !== null ? ` ${plural(stats.unscored, "vote")} not compared yet: the model is still looking at the pictures.` : "";
   const never = stats.unscorable ? ` ${plural(stats.unscorable, "vote")} cannot be compared: the model cannot read a picture.` : "";
   $("agreement-told").textContent =
     (allSeen ? "You have seen every pair. " : "") +

@@ -329,7 +329,7 @@ async function showMaps() {
   const first = answer.maps.get(0);
   if (first) {
     const chosen = $("query").value;
-    const names = ["All it looks at", ...first.queries.map((_, query) => `Look-out ${query + 1}`)];
+    const names = ["All its eyes", ...first.queries.map((_, query) => `Eye ${query + 1}`)];
     $("query").replaceChildren(...names.map((name, place) => el("option", { value: place - 1, text: name })));
     if (chosen !== "" && Number(chosen) < first.queries.length) $("query").value = chosen;
   }
@@ -343,7 +343,7 @@ function paintMaps() {
   $("maps-told").hidden = !visible;
   if (visible) {
     $("maps-told").textContent =
-      `Bright: where ${Number($("query").value) < 0 ? "the model looks" : "this look-out of the model looks"} most, at noise level ${shown.sigmas[0]}. ` +
+      `Bright: where ${Number($("query").value) < 0 ? "the model looks" : "this eye of the model looks"} most, at noise level ${shown.sigmas[0]}. ` +
       "Dark: what it passes over. It tells where, not why.";
   }
   for (const frame of document.querySelectorAll("#ranked .picture")) {
