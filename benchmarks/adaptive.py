@@ -25,10 +25,9 @@ from dina_lrm.metrics import clustered_mean, pair_credit
 from dina_lrm.noise import Adaptive, NoiseEnsemble
 from dina_lrm.scoring import RewardModel
 from dina_lrm.scoring.questions import Reading, answer_all
-from dina_lrm.types import Comparison, Conditioning
+from dina_lrm.types import TIE_BAND, Comparison, Conditioning
 from dina_lrm.worlds.locate import emoji_root
 
-TIE_BAND = 0.05
 LEVELS = {"sigma 0.4": (0.4,), "sigma 0.2, 0.5, 0.7": (0.2, 0.5, 0.7)}
 PASSES = 9  # states a candidate in the whole ensemble
 
@@ -73,15 +72,17 @@ def main(quick: bool = True, out: Path = Path("runs/seeds")) -> list[dict[str, A
     rows = []
     for name, sigmas in LEVELS.items():
         memory: dict[bytes, Tensor] = {}
-        fixed: list[Comparison] = []
-        for arm in arms(PASSES // len(sigmas)):
+        whole = PASSES // len(sigmas)
+        fixed: dict[bool, list[Comparison]] = {}
+        for arm in arms(whole):
             ensemble = NoiseEnsemble(sigmas, arm.draws, antithetic=arm.antithetic)
             asked = calibrated if arm.calibrated else model
             if asked is None:
                 continue
+            if arm.calibrated not in fixed:  # a verdict is a matter of the law that the model is calibrated to
+                fixed[arm.calibrated] = ask(asked, data, view, conditioning, NoiseEnsemble(sigmas, whole), memory)
             found = ask(asked, data, view, conditioning, ensemble, memory)
-            fixed = fixed or found
-            rows.append({"levels": name, "asked": arm.name, **row(view, found, fixed)})
+            rows.append({"levels": name, "asked": arm.name, **row(view, found, fixed[arm.calibrated])})
     return rows
 
 
@@ -131,6 +132,8 @@ def row(view: SplitView, found: list[Comparison], fixed: list[Comparison]) -> di
     credit, other = pair_credit(margin, view.target).credit, pair_credit(whole, view.target).credit
     decided = torch.tensor([one.decided for one in found])
     tie = torch.tensor([one.verdict == "tie" for one in found])
+    alike = torch.tensor([one.verdict == other.verdict for one, other in zip(found, fixed, strict=True)]).double()
+    by_verdict = [alike[[one.verdict == verdict for one in fixed]] for verdict in ("a", "b", "tie")]
     return {
         "pairs": len(found),
         "accuracy %": estimate(credit),
@@ -139,5 +142,7 @@ def row(view: SplitView, found: list[Comparison], fixed: list[Comparison]) -> di
         "of fixed": float(spent.mean() / torch.tensor([one.spent for one in fixed], dtype=torch.float64).mean()),
         "decided %": 100 * float(decided.double().mean()),
         "ties %": 100 * float(tie.double().mean()),
+        "verdict of fixed %": estimate(alike),
+        "of its a / b / tie": " / ".join(f"{100 * float(one.mean()):.1f}" if len(one) else "-" for one in by_verdict),
         "sign differs from fixed, no tie %": 100 * float(((margin.sign() != whole.sign()) & ~tie).double().mean()),
     }
