@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from dina_lrm.cli.options import DEFAULT_SIGMA, Dtype, load_model, read_sigmas
+from dina_lrm.cli.options import DEFAULT_SIGMA, DEFAULT_TIE_BAND, Dtype, load_model, read_sigmas
 from dina_lrm.errors import ValueRangeError
+from dina_lrm.types import TIE_BAND
 
 
 def test_one_level_an_ensemble_or_the_default() -> None:
@@ -32,3 +33,7 @@ def test_other_levels_are_refused(sigma: float | None, ensemble: str | None, say
 def test_a_device_that_is_not_here_is_refused(device: str) -> None:
     with pytest.raises(ValueRangeError, match=f'"{device}"'):
         load_model("m", None, device, Dtype.FLOAT32)
+
+
+def test_the_tie_band_is_that_of_python_which_help_must_not_import() -> None:
+    assert DEFAULT_TIE_BAND == TIE_BAND
