@@ -37,21 +37,37 @@ class RewardFunction(Protocol):
     ) -> Reward:
         """Score images or latents under prompts.
 
+        One prompt serves any number of images, whose sizes may differ; only those of one size meet the same noise.
+
         Args:
             prompts: one, or one a sample; or give `conditioning`.
             conditioning: encoded prompts; or give `prompts`.
             images: pictures or pixels `[b 3 y x]` in 0..1; or give `latents`.
             latents: clean latents `[b c h w]`; or give `images`.
             sigmas: noise levels, each in [0, 1].
-            draws: noise tensors a level, or `Adaptive` with the standard error to reach.
-            fusion: "mean", "weighted" or "tokens".
-            antithetic: draws come in pairs of a noise and its negative.
+            draws: noise tensors a level; or `Adaptive` with the standard error that each sample is drawn to.
+            fusion: "mean" averages utilities over levels and draws; "weighted" weighs each level by the inverse of its
+                variance; "tokens" is the paper's ensemble, one head pass over the levels' joined tokens.
+            antithetic: each second draw is the negative of the one before.
             seed: of the noise; one for all, or one a sample.
+
+        Raises:
+            ShapeError: counts or shapes do not fit together.
+            ValueRangeError: sigma outside [0, 1], a negative seed, values that are not finite.
         """
         ...
 
     def score_state(self, state: NoisedState, conditioning: Conditioning) -> Reward:
-        """Score a state that is noised already, such as one inside a sampler: nothing is added to it."""
+        """Score a state that is noised already, such as one inside a sampler: nothing is added to it.
+
+        Args:
+            state: noised latents `[b c h w]` and their sigma `[b]`.
+            conditioning: of each sample, or one for all.
+
+        Raises:
+            ShapeError: counts or shapes do not fit together.
+            ValueRangeError: sigma outside [0, 1], or latents that are not finite.
+        """
         ...
 
     def compare(
@@ -68,7 +84,11 @@ class RewardFunction(Protocol):
         seed: int = 0,
         tie_band: float = TIE_BAND,
     ) -> Comparison:
-        """Probability that a is preferred to b.
+        """Probability that a is preferred to b, by the model's law of choice.
+
+        Both meet the same noise where their sizes agree; where they do not, the interval is the wider for it, and resizing
+        one to the other is better. The probability is that of the mean margin under the mean variance of the levels; its
+        interval carries the margin's 95 % interval over draws (Student's t) through the law.
 
         Args:
             prompt: of both; or give `conditioning`.
@@ -76,11 +96,15 @@ class RewardFunction(Protocol):
             a: picture, pixels `[3 y x]` in 0..1, or latents `[c h w]`.
             b: the other, in the same form.
             sigmas: noise levels, each in [0, 1].
-            draws: noise tensors a level, or `Adaptive`.
-            fusion: "mean", "weighted" or "tokens".
-            antithetic: draws come in pairs of a noise and its negative.
+            draws: noise tensors a level, 2 or more for an interval from measurement; or `Adaptive`, which stops when the
+                comparison is decided.
+            fusion: as in `score`.
+            antithetic: as in `score`.
             seed: of the noise that both meet.
             tie_band: probabilities within so much of 1/2 are a tie.
+
+        Raises:
+            ShapeError: a and b are not of one form.
         """
         ...
 
@@ -100,17 +124,20 @@ class RewardFunction(Protocol):
     ) -> Ranking:
         """Order candidates for one prompt, best first.
 
+        Those of one size meet the same noise. Adaptive draws go to candidates that may still be the best: those that one
+        surely beats are drawn no more, so their rewards rest on fewer draws.
+
         Args:
             prompt: of all; or give `conditioning`.
             conditioning: the encoded prompt, a batch of one.
-            images: pictures or pixels `[b 3 y x]` in 0..1; or give `latents`.
-            latents: clean latents `[b c h w]`; or give `images`.
+            images: as in `score`.
+            latents: as in `score`.
             sigmas: noise levels, each in [0, 1].
             draws: noise tensors a level, or `Adaptive`.
-            fusion: "mean", "weighted" or "tokens".
-            antithetic: draws come in pairs of a noise and its negative.
+            fusion: as in `score`.
+            antithetic: as in `score`.
             seed: of the noise that all meet.
-            tie_band: probabilities within so much of 1/2 are a tie.
+            tie_band: the best and the runner-up are a tie where the probability lies within so much of 1/2.
         """
         ...
 
@@ -129,5 +156,9 @@ class RewardFunction(Protocol):
         seed: int = 0,
         tie_band: float = TIE_BAND,
     ) -> Ranking:
-        """The `k` best of the candidates, best first: a ranking whose order is cut; arguments as in `rank`."""
+        """The `k` best of the candidates, best first: a ranking whose order is cut; arguments as in `rank`.
+
+        Raises:
+            ValueRangeError: k below 1 or above the number of candidates.
+        """
         ...

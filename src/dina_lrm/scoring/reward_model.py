@@ -150,32 +150,13 @@ class RewardModel:
         memory_budget: int | None = None,
         gradient_checkpointing: bool = False,
     ) -> Reward:
-        """Score images or latents under prompts.
+        """As `RewardFunction.score`; differentiable in `latents` where gradients are enabled.
 
-        Differentiable in `latents` where gradients are enabled. One prompt serves any number of images, whose sizes may
-        differ; only those of one size meet the same noise.
-
-        Args:
-            prompts: one, or one a sample; or give `conditioning`.
-            conditioning: encoded prompts; or give `prompts`.
-            images: pictures or pixels `[b 3 y x]`; or give `latents`.
-            latents: clean latents `[b c h w]`; or give `images`.
-            sigmas: noise levels, each in [0, 1].
-            draws: noise tensors a level; or `Adaptive` with the standard error that each sample is drawn to.
-            fusion: "mean" averages utilities over levels and draws; "weighted" weighs each level by the inverse of its
-                variance; "tokens" is the paper's ensemble, one head pass over the levels' joined tokens.
-            antithetic: each second draw is the negative of the one before.
-            seed: of the noise; one for all, or one a sample.
-            noise: `[b c h w]`, used at every level instead of seeded noise; `draws` must then be 1.
-            max_batch_size: most states (samples x levels x draws) in one forward pass; None takes as many as there are
-                samples, and never less than 4. Out of memory halves it and goes on.
-            memory_budget: bytes of activations that a forward pass may take, instead of max_batch_size.
-            gradient_checkpointing: keep no activations of a forward pass for the gradient and compute them again: memory
-                is that of one pass, whatever their number.
-
-        Raises:
-            ShapeError: counts or shapes do not fit together.
-            ValueRangeError: sigma outside [0, 1], a negative seed, values that are not finite.
+        `noise` `[b c h w]` takes the place of seeded noise at every level; `draws` must then be 1. `max_batch_size` is the
+        most states (samples x levels x draws) in one forward pass; None takes as many as there are samples, and never less
+        than 4. Out of memory halves it and goes on. `memory_budget` says instead how many bytes of activations a pass may
+        take. `gradient_checkpointing` keeps no activations of a pass for the gradient and computes them again: memory is
+        that of one pass, whatever their number.
         """
         if max_batch_size is not None and (max_batch_size < 1 or memory_budget is not None):
             raise ValueRangeError(
@@ -197,19 +178,7 @@ class RewardModel:
     def score_state(
         self, state: NoisedState, conditioning: Conditioning, gradient_checkpointing: bool = False
     ) -> Reward:
-        """Score a state that is noised already, such as one inside a sampler: nothing is added to it.
-
-        Differentiable in `state.noised_latents` where gradients are enabled.
-
-        Args:
-            state: noised latents `[b c h w]` and their sigma `[b]`.
-            conditioning: of each sample, or one for all.
-            gradient_checkpointing: as in `score`.
-
-        Raises:
-            ShapeError: counts or shapes do not fit together.
-            ValueRangeError: sigma outside [0, 1], or latents that are not finite.
-        """
+        """As `RewardFunction.score_state`; differentiable in `state.noised_latents`, `gradient_checkpointing` as in `score`."""
         if not len(state):
             raise ShapeError("a state to be scored must hold one sample or more, got none")
         check_finite("noised_latents", state.noised_latents)
@@ -231,29 +200,7 @@ class RewardModel:
         tie_band: float = TIE_BAND,
         max_batch_size: int | None = None,
     ) -> Comparison:
-        """Probability that a is preferred to b, by the model's law of choice.
-
-        Both meet the same noise where their sizes agree; where they do not, the interval is the wider for it, and
-        resizing one to the other is better. The probability is that of the mean margin under the mean variance of the levels; its
-        interval carries the margin's 95 % interval over draws (Student's t) through the law.
-
-        Args:
-            a: picture, pixels `[3 y x]` in 0..1, or latents `[c h w]`.
-            b: the other, in the same form.
-            prompt: of both; or give `conditioning`.
-            conditioning: of both, encoded, batch 1; or give `prompt`.
-            sigmas: noise levels.
-            draws: noise tensors a level, 2 or more for an interval from measurement; or `Adaptive`, which stops when the
-                comparison is decided.
-            fusion: as in `score`.
-            antithetic: as in `score`.
-            seed: of the noise.
-            tie_band: probabilities within so much of 1/2 are called a tie.
-            max_batch_size: most states in one forward pass; None takes 4.
-
-        Raises:
-            ShapeError: a and b are not of one form.
-        """
+        """As `RewardFunction.compare`; `max_batch_size` is the most states in one forward pass, None takes 4."""
         ensemble = NoiseEnsemble(levels_of(sigmas), draws, fusion, antithetic)
         images, latents = pair_of(a, b)
         candidates = self._of_one_prompt(prompt, conditioning, images, latents, seed)
@@ -275,11 +222,7 @@ class RewardModel:
         tie_band: float = TIE_BAND,
         max_batch_size: int | None = None,
     ) -> Ranking:
-        """Order candidates for one prompt, best first; arguments as in `score` and `compare`.
-
-        Those of one size meet the same noise. Adaptive draws go to candidates that may still be the best: those that one
-        surely beats are drawn no more, so their rewards rest on fewer draws.
-        """
+        """As `RewardFunction.rank`; `max_batch_size` as in `score`."""
         ensemble = NoiseEnsemble(levels_of(sigmas), draws, fusion, antithetic)
         candidates = self._of_one_prompt(prompt, conditioning, images, latents, seed)
         with torch.no_grad():
@@ -303,11 +246,7 @@ class RewardModel:
         tie_band: float = TIE_BAND,
         max_batch_size: int | None = None,
     ) -> Ranking:
-        """The `k` best of the candidates, best first: a ranking whose order is cut; arguments as in `rank`.
-
-        Raises:
-            ValueRangeError: k below 1 or above the number of candidates.
-        """
+        """As `RewardFunction.best_of`; `max_batch_size` as in `score`."""
         ranking = self.rank(
             prompt=prompt,
             conditioning=conditioning,
