@@ -59,7 +59,7 @@ WRONG = [
     (dict(**ALIKE, seed=1.5), ValueRangeError, "seed.*1.5"),
     (dict(**ALIKE, fusion="sum"), ConfigError, "fusion.*'sum'"),
     (dict(**ALIKE, noise=torch.zeros(1, 16, 8, 8)), ShapeError, r"noise.*\[1, 16, 16, 16\].*got \[1, 16, 8, 8\]"),
-    (dict(**ALIKE, noise=ONE, draws=2), ShapeError, "noise.*draws"),
+    (dict(**ALIKE, noise=ONE, draws=2), ShapeError, "noise.*draws=2"),
     (dict(**ALIKE, noise=torch.full_like(ONE, math.inf)), ValueRangeError, "noise.*not finite"),
     (dict(images=torch.zeros(1, 4, 64, 64), prompts=["a"]), ShapeError, r"3 y x.*\[1, 4, 64, 64\]"),
     (dict(images=torch.full((1, 3, 64, 64), 2.0), prompts=["a"]), ValueRangeError, "pixels.*2"),
