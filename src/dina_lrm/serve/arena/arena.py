@@ -232,7 +232,7 @@ class Arena:
         """
         answers = self.store.votes(voter=voter) if voter else []
         shown = self._shown.get(voter)
-        lost = {self._office.picture(candidate) for candidate in self._unreadable}
+        lost = {self._office.picture(candidate) for candidate in list(self._unreadable)}  # threads add to it
         if shown is None or shown.answered != len(answers) or not lost.isdisjoint((shown.left, shown.right)):
             shown = self._deal(voter, answers)
         if voter and shown.pair is not None:
@@ -425,7 +425,8 @@ class Arena:
 
     def _done(self, identity: str) -> set[str]:
         """Candidates that a model need not be asked about any more: scored, or set aside."""
-        return self._scored(identity) | self._aside.get(identity, set())
+        aside = self._aside.get(identity)
+        return self._scored(identity) | aside if aside else self._scored(identity)
 
     def _scored(self, identity: str) -> set[str]:
         """Candidates that a model has scored."""
