@@ -179,3 +179,20 @@ async def test_a_model_that_is_loaded_too_late_is_served_by_nobody(pool):
     load.gate.set()
     await asyncio.wait([task])
     assert pool.entries == () and pool.status == "draining"
+
+
+def test_a_load_in_progress_holds_up_no_end():
+    load = SlowLoad()
+
+    async def told() -> ModelPool:
+        pool = ModelPool(Observer())
+        pool.load("first", load)
+        await pool.close()
+        return pool
+
+    pool = asyncio.run(told())
+    assert pool.is_loading and not load.gate.is_set()
+    load.gate.set()
+    for thread in pool._threads:
+        thread.join(PATIENCE)
+    assert not pool.is_loading

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import signal
@@ -17,9 +18,13 @@ from pathlib import Path
 import httpx2
 import pytest
 import torch
+import uvicorn
 
 from dina_lrm.scoring.wire import pack
+from dina_lrm.serve import run
+from dina_lrm.serve.gate import Gate
 from dina_lrm.types import Conditioning
+from tests.serve.fake import in_loop, settle
 from tests.serve.serving import tensors
 
 PATIENCE = 90
@@ -157,3 +162,48 @@ def test_a_model_that_cannot_be_loaded_ends_the_server(golden: Path) -> None:
     ran = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     assert ran.returncode == 2
     assert "could not be loaded" in ran.stderr.splitlines()[-1]
+
+
+class Killed(BaseException):
+    """What stands for the end of the process."""
+
+
+@pytest.fixture
+def ended(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Statuses that the process ended with."""
+    statuses: list[int] = []
+
+    def end(status: int) -> None:
+        statuses.append(status)
+        raise Killed
+
+    monkeypatch.setattr(run.os, "_exit", end)
+    monkeypatch.setattr(run.logging, "shutdown", lambda: None)
+    return statuses
+
+
+@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
+@in_loop
+async def test_a_second_signal_ends_the_process_at_once_and_its_status_says_so(ended: list[int], sig: int) -> None:
+    gate = Gate()
+    server = run._Server(uvicorn.Config(lambda: None, log_config=None), gate, PATIENCE)
+    server._loop = asyncio.get_running_loop()
+    gate.enter()
+    server.handle_exit(signal.SIGTERM, None)
+    await settle(lambda: gate.draining)
+    assert not ended and not server.should_exit
+    with pytest.raises(Killed):
+        server.handle_exit(sig, None)
+    assert ended == [128 + sig]
+    gate.leave()
+    await server._draining
+    assert server.should_exit and len(ended) == 1
+
+
+@in_loop
+async def test_what_is_not_answered_in_time_shows_in_the_status(ended: list[int]) -> None:
+    gate = Gate()
+    gate.enter()
+    with pytest.raises(Killed):
+        await run._Server(uvicorn.Config(lambda: None, log_config=None), gate, 0.0)._drain()
+    assert ended == [143]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -14,6 +15,7 @@ from dina_lrm.scoring import RewardModel
 from dina_lrm.serve.engine import Engine
 from dina_lrm.serve.errors import DrainingError, LoadingError, NameTakenError, UnknownModelError, WorkerError
 from dina_lrm.serve.observer import Observer
+from dina_lrm.serve.threads import left_behind
 
 Status: TypeAlias = Literal["loading", "ready", "draining", "failed"]
 LOADING_SECONDS = 5.0  # after which asking again for a model that is being loaded makes sense
@@ -85,6 +87,7 @@ class ModelPool:
         self._max_batch_size, self._max_wait_ms, self._max_queue = max_batch_size, max_wait_ms, max_queue
         self._entries: dict[str, Entry] = {}
         self._loads: set[asyncio.Task[None]] = set()
+        self._threads: list[threading.Thread] = []
         self._draining = False
 
     @property
@@ -104,6 +107,11 @@ class ModelPool:
         if any(engine.status == "failed" for engine in engines):
             return "failed"
         return self._default.status if self._entries else "loading"
+
+    @property
+    def is_loading(self) -> bool:
+        """Whether something is still being loaded, though the pool be closed."""
+        return any(thread.is_alive() for thread in self._threads)
 
     def engine(self, name: str | None = None) -> Engine:
         """Who answers for a model.
@@ -134,7 +142,7 @@ class ModelPool:
         return entry.engine
 
     def load(self, name: str, load: Callable[[], RewardModel]) -> asyncio.Task[None]:
-        """Load a model in a thread of its own while others serve.
+        """Load a model in a thread of its own while others serve; who closes the pool does not wait for it.
 
         Args:
             name: to serve it by; taken from now on.
@@ -149,7 +157,10 @@ class ModelPool:
         """
         if self._draining:
             raise DrainingError("the server is being stopped and loads nothing more")
-        task = asyncio.create_task(self._load(self._new(name), load), name=f"load {name}")
+        entry = self._new(name)
+        thread, model = left_behind(load, f"dina-lrm load {name}")
+        self._threads = [*(one for one in self._threads if one.is_alive()), thread]
+        task = asyncio.create_task(self._fill(entry, model), name=f"load {name}")
         self._loads.add(task)
         task.add_done_callback(self._loads.discard)
         return task
@@ -169,7 +180,8 @@ class ModelPool:
         entry.leaving = True
         if entry.engine is not None:
             await entry.engine.drain()
-            await asyncio.to_thread(entry.engine.close)
+            _, closed = left_behind(entry.engine.close, f"dina-lrm unload {name}")
+            await closed
         entry.engine = None
         del self._entries[name]
         _tidy()
@@ -219,9 +231,9 @@ class ModelPool:
             observer=self.observer,
         )
 
-    async def _load(self, entry: Entry, load: Callable[[], RewardModel]) -> None:
+    async def _fill(self, entry: Entry, loaded: asyncio.Future[RewardModel]) -> None:
         try:
-            model = await asyncio.to_thread(load)
+            model = await loaded
         except Exception as error:  # whatever it is, it is the entry's and not the server's
             entry.failure = f"{type(error).__name__}: {error}"
             return

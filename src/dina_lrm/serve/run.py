@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import signal
 import socket
-import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
 from types import FrameType
 
 import uvicorn
@@ -27,6 +24,8 @@ from dina_lrm.serve.observer import Observer
 from dina_lrm.serve.settings import ServeSettings
 
 __all__ = ["serve"]
+
+KILLED = 128  # and the signal's number: how shells tell of a process that a signal ended
 
 _log = logging.getLogger(LOGGER)
 
@@ -48,7 +47,7 @@ def serve(settings: ServeSettings, sources: Mapping[str, ModelSource], arena: Ar
     listener = _listen(settings)
     configure(settings.log_prompts)
     gate, pool = Gate(), _pool(settings)
-    loading = _Loading()
+    loading = _Loading(gate)
     device = next(iter(sources.values())).device
     loads = {name: loading.watched(name, source) for name, source in sources.items()}
     app = create_app(pool, settings, arena, sources=loads, device=device, gate=gate)
@@ -64,14 +63,17 @@ def serve(settings: ServeSettings, sources: Mapping[str, ModelSource], arena: Ar
         backlog=2048,
     )
     server = _Server(config, gate, settings.drain_timeout)
-    loading.on_failure, server.on_stop = server.stop, loading.stopping.set
+    loading.on_failure = server.stop
     host, port = listener.getsockname()[:2]
     address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     _log.info("listening", extra={"facts": {"address": address, "models": list(sources)}})
     server.run(sockets=[listener])
-    loading.leave_behind()
     if loading.failure is not None:
         raise loading.failure
+    if pool.is_loading:
+        # Python's own end would wait for it, or abort in its midst.
+        logging.shutdown()
+        os._exit(0)
 
 
 def _pool(settings: ServeSettings) -> ModelPool:
@@ -99,12 +101,10 @@ class _Loading:
     Attributes:
         failure: why.
         on_failure: what is then done.
-        stopping: set when nobody waits for models any more.
     """
 
-    def __init__(self) -> None:
-        self.stopping = threading.Event()
-        self._threads: list[threading.Thread] = []
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
         self.failure: DinaError | None = None
         self.on_failure: Callable[[], None] | None = None
 
@@ -121,10 +121,10 @@ class _Loading:
 
         def load() -> RewardModel:
             try:
-                model = self._interruptible(source)
+                model = source.load()
             except Exception as error:
                 told = f"model {name!r} could not be loaded: {error}"
-                if not self.stopping.is_set():
+                if self.failure is None and not self._gate.draining:
                     self.failure = InputError(told) if isinstance(error, InputError) else WorkError(told)
                     if self.on_failure is not None:
                         self.on_failure()
@@ -133,30 +133,6 @@ class _Loading:
             return model
 
         return load
-
-    def leave_behind(self) -> None:
-        """End the process if something is still being loaded: Python's own end would wait for it, or abort in its midst."""
-        if self.failure is None and any(thread.is_alive() for thread in self._threads):
-            logging.shutdown()
-            os._exit(0)
-
-    def _interruptible(self, source: ModelSource) -> RewardModel:
-        """Load in a thread that the process does not wait for at its end: loading may take minutes, leaving must not."""
-        found: Future[RewardModel] = Future()
-
-        def load() -> None:
-            try:
-                found.set_result(source.load())
-            except BaseException as error:
-                found.set_exception(error)
-
-        thread = threading.Thread(target=load, name="dina-lrm load", daemon=True)
-        self._threads.append(thread)
-        thread.start()
-        while not self.stopping.is_set():
-            with contextlib.suppress(TimeoutError):
-                return found.result(timeout=0.1)
-        raise WorkError("the server was stopped while it was being loaded")
 
 
 class _Server(uvicorn.Server):
@@ -167,7 +143,6 @@ class _Server(uvicorn.Server):
         self._gate, self._drain_timeout = gate, drain_timeout
         self._loop: asyncio.AbstractEventLoop | None = None
         self._draining: asyncio.Task[None] | None = None
-        self.on_stop: Callable[[], None] = lambda: None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Remember the loop: signals come from outside it."""
@@ -175,10 +150,10 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """A first signal drains, a second one does not wait."""
+        """A first signal drains, a second one ends the process: votes are whole or not at all, and nothing else is written."""
         if self._gate.draining and sig in (signal.SIGINT, signal.SIGTERM):
-            self.force_exit = True
-            self.stop()
+            # Not by Python's own end, which the model's thread would not survive; and no lock is waited for, of logs neither.
+            os._exit(KILLED + sig)
         elif self._loop is not None:
             self._loop.call_soon_threadsafe(self._begin)
         else:
@@ -186,7 +161,6 @@ class _Server(uvicorn.Server):
 
     def stop(self) -> None:
         """End at the next tick."""
-        self.on_stop()
         self.should_exit = True
 
     def _begin(self) -> None:
@@ -197,5 +171,7 @@ class _Server(uvicorn.Server):
         _log.info("draining", extra={"facts": {"requests": self._gate.inside}})
         done = await self._gate.drain(self._drain_timeout)
         _log.info("drained", extra={"facts": {"unanswered": 0 if done else self._gate.inside}})
-        self.force_exit = self.force_exit or not done
+        if not done:
+            logging.shutdown()
+            os._exit(KILLED + signal.SIGTERM)
         self.stop()

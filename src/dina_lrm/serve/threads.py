@@ -1,10 +1,18 @@
-"""How many cores torch takes in a thread of ours."""
+"""Threads of ours: how many cores torch takes in one, and work that the process does not wait for at its end."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 import torch
 
-__all__ = ["use_torch_threads"]
+__all__ = ["left_behind", "use_torch_threads"]
+
+T = TypeVar("T")
 
 
 def use_torch_threads(count: int) -> None:
@@ -15,3 +23,39 @@ def use_torch_threads(count: int) -> None:
     """
     torch.get_num_threads()
     torch.set_num_threads(count)
+
+
+def left_behind(function: Callable[[], T], name: str) -> tuple[threading.Thread, asyncio.Future[T]]:
+    """Do something in a thread that nobody has to wait for: not the loop, and not the process when it ends.
+
+    Args:
+        function: what takes minutes.
+        name: of the thread.
+
+    Returns:
+        The thread, and the future of its result in the running loop.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+    # Both are emptied as soon as can be: a thread that is about to end must not keep a model alive.
+    todo: list[Callable[[], T]] = [function]
+    outcome: list[T | BaseException] = []
+    del function
+
+    def tell(settle: Callable[[Any], None]) -> None:
+        if not future.done():
+            settle(outcome.pop())
+
+    def run() -> None:
+        settle: Callable[[Any], None] = future.set_result
+        try:
+            outcome.append(todo.pop()())
+        except BaseException as error:
+            settle = future.set_exception
+            outcome.append(error)
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(tell, settle)
+
+    thread = threading.Thread(target=run, name=name, daemon=True)
+    thread.start()
+    return thread, future
