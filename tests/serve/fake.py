@@ -55,6 +55,9 @@ class FakeModel:
         prompts = reading.conditioning.prompt_embeds.mean(dim=(1, 2))[reading.rows]
         return (values * prompts).view(-1, reading.joined).mean(dim=1)
 
+    def cut_prompts(self, prompts) -> list[bool]:
+        return [len(prompt) > 8 for prompt in prompts]
+
     def encode_prompts(self, prompts) -> Conditioning:
         self.encoded.append(list(prompts))
         return Conditioning(torch.tensor([float(len(prompt)) for prompt in prompts]).view(-1, 1, 1).repeat(1, 4, 2))

@@ -6,6 +6,7 @@ import asyncio
 import copy
 import json
 import threading
+import warnings
 from typing import Any
 
 import httpx2
@@ -14,7 +15,7 @@ import torch
 from PIL import Image
 from pydantic import SecretStr
 
-from dina_lrm.errors import WorkError
+from dina_lrm.errors import PromptCutWarning, WorkError
 from dina_lrm.noise import Adaptive
 from dina_lrm.noise.draws import SeededNoise
 from dina_lrm.scoring.wire import ComparisonReply, RankingReply, RewardReply, ScoreRequest, pack
@@ -608,3 +609,28 @@ async def test_of_a_request_to_several_models_nothing_goes_on_when_one_fails(gol
             response = await client.post("/score", json={"requests": asked})
             assert error_of(response) == (429, "queue_full")
             assert sound.accepted == 0 and sound._worker._batcher.states == 0
+
+
+@in_loop
+async def test_prompts_that_are_cut_are_told_of_in_every_reply_and_in_the_log(golden_model, caplog) -> None:
+    long, images = "far too long " * 200, words()["images"]
+    golden = warnings.catch_warnings(category=PromptCutWarning, action="ignore")
+    with golden, caplog.at_level("INFO", "dina_lrm.serve"):
+        async with serving(golden_model) as client:
+
+            async def told(path: str, body: dict[str, Any]) -> tuple[Any, str | None]:
+                response = await client.post(path, json=body)
+                assert response.status_code == 200, response.text
+                return response.json().get("prompts_cut"), response.headers.get("x-drm-prompts-cut")
+
+            for _ in range(2):  # encoded, then remembered
+                both = {"prompts": ["a", long], "images": images}
+                assert await told("/v1/score_images", both) == ([1], "1")
+            assert await told("/v1/compare", {"prompt": long, "images": images}) == ([0], "1")
+            assert await told("/v1/rank", {"prompt": long, "images": images}) == ([0], "1")
+            assert await told("/v1/rank", {"prompt": "a", "images": images}) == ([], None)
+            assert await told("/v1/attention", {"prompt": long, "images": images[:1]}) == (None, "1")
+            assert await told("/compute", {"prompt": ["a", long], "image": images}) == (None, "1")
+            turn = {"history": [{"text": long, "image_b64": images[0]}], "required_rewards": ["tiny"]}
+            assert await told("/score", {"requests": [turn, turn]}) == (None, "1")
+    assert [record.facts.get("prompts_cut") for record in caplog.records].count(1) == 7

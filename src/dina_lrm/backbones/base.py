@@ -145,6 +145,10 @@ class Backbone(nn.Module, ABC):
     def encode_prompts(self, prompts: Sequence[str], max_sequence_length: int | None = None) -> Conditioning:
         """Text states as the base's own pipeline makes them; the length defaults to the config's."""
 
+    def cut_prompts(self, prompts: Sequence[str]) -> list[bool]:
+        """Which prompts are longer than what is read of them; a backbone that cannot tell says none."""
+        return [False] * len(prompts)
+
     @abstractmethod
     def encode_images(self, pixels: Tensor) -> Tensor:
         """`[b 3 y x]` in 0..1 to shifted and scaled latents `[b c h w]`: posterior mode, no randomness."""

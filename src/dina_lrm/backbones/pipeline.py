@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import warnings
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
@@ -18,12 +17,13 @@ from diffusers import AutoModel, DiffusionPipeline
 from torch import Tensor, nn
 
 from dina_lrm.backbones.base import Backbone, BackboneConfig
-from dina_lrm.backbones.encoders import Encoders, quiet, reasons, require_tokenizers, shortened, untouched
+from dina_lrm.backbones.cut import tell_of_cut, tokens_of
+from dina_lrm.backbones.encoders import Encoders, quiet, reasons, require_tokenizers, untouched
 from dina_lrm.backbones.loading import cast, load_network, read_network_config, variant_of
 from dina_lrm.backbones.network import NetworkFacts
 from dina_lrm.backbones.sharing import adapters_off, give_own_storage, shared, unwrapped
 from dina_lrm.backbones.tape import Reading, Tape, record
-from dina_lrm.errors import BaseMismatchError, ConfigError, InputError, PromptCutWarning, ShapeError, ValueRangeError
+from dina_lrm.errors import BaseMismatchError, ConfigError, InputError, ShapeError, ValueRangeError
 from dina_lrm.noise import ForwardProcess, RectifiedFlow
 from dina_lrm.runtime.hub import read_json
 from dina_lrm.runtime.memory import peak_bytes
@@ -276,12 +276,16 @@ class PipelineBackbone(Backbone):
         pipeline = self._text_pipeline()
         tokenizer, room = self.reader(pipeline, length)
         for prompt in prompts:
-            _tell_of_cut(tokenizer, room, prompt, length)
+            tell_of_cut(tokenizer, room, prompt, length)
         encoders = [part for name, part in pipeline.components.items() if name.startswith("text_encoder")]
         with torch.no_grad(), quiet(self.pipeline_class.__module__), adapters_off(encoders):
             # A list of its own: some pipelines write into the one they are given.
             encoded = self.encode(pipeline, list(prompts), length)
         return encoded.to(self.device)
+
+    def cut_prompts(self, prompts: Sequence[str]) -> list[bool]:
+        tokenizer, room = self.reader(self._text_pipeline(), self.config.max_sequence_length)
+        return [len(tokens_of(tokenizer, prompt)) > room for prompt in prompts]
 
     def meta_twin(self) -> Self:
         """The same backbone with the shapes of its weights and none of their storage: what costs are counted on."""
@@ -483,16 +487,3 @@ class PipelineBackbone(Backbone):
         elif getattr(held.vae.config, "force_upcast", False) and held.vae.dtype == torch.float16:
             held.vae = cast(shared(held.vae), torch.float32)  # it overflows in half; the caller's stays as it is
         return held.vae
-
-
-def _tell_of_cut(tokenizer: Any, room: int, prompt: str, length: int) -> None:
-    tokens = tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids
-    if len(tokens) > room:
-        cut = tokenizer.decode(tokens[max(room, 0) :])
-        warnings.warn(
-            f"prompt {shortened(prompt)!r} has {len(tokens)} tokens and {room} are read: cut off was "
-            f"{shortened(cut)!r}; shorten it, or use a larger max_sequence_length (now {length}) where the model "
-            "was trained with it",
-            PromptCutWarning,
-            stacklevel=3,
-        )

@@ -105,6 +105,10 @@ class RewardModel:
         """
         return self.network.backbone.encode_prompts(prompts, max_sequence_length)
 
+    def cut_prompts(self, prompts: Sequence[str]) -> list[bool]:
+        """Which prompts are longer than the model reads: what was warned of when they were encoded."""
+        return self.network.backbone.cut_prompts(prompts)
+
     def encode_images(self, images: Images) -> Tensor:
         """Pictures, or pixels `[b 3 y x]` in 0..1, to latents `[b c h w]`: posterior mode, shifted and scaled.
 

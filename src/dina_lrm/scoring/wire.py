@@ -229,6 +229,7 @@ class RewardReply(WireReply):
         sigmas: noise level of each draw.
         seed: what the noise was drawn from; null if it was given.
         spent: noised states that the network read for each sample.
+        prompts_cut: places of prompts that are longer than the model reads, of which the rest counts for nothing.
     """
 
     model: str
@@ -241,6 +242,7 @@ class RewardReply(WireReply):
     sigmas: list[float]
     seed: int | list[int] | None = None
     spent: list[int]
+    prompts_cut: list[int] = []
 
     @classmethod
     def of(cls, reward: Reward, model: str, revision: str | None) -> Self:
@@ -307,6 +309,7 @@ class ComparisonReply(WireReply):
         decided: False if an adaptive comparison spent its budget before it was sure.
         spent: noised states that the network read for the two.
         verdict: what is preferred.
+        prompts_cut: places of prompts that are longer than the model reads, of which the rest counts for nothing.
     """
 
     model: str
@@ -321,6 +324,7 @@ class ComparisonReply(WireReply):
     decided: bool
     spent: int
     verdict: Literal["a", "b", "tie"]
+    prompts_cut: list[int] = []
 
     @classmethod
     def of(cls, comparison: Comparison, model: str, revision: str | None, seed: int | None) -> Self:
@@ -369,12 +373,14 @@ class RankingReply(WireReply):
         reward: of each candidate, in the order given.
         lead: the best (a) against the runner-up (b); null for a single candidate.
         decided: False if an adaptive ranking spent its budget before its top was sure.
+        prompts_cut: places of prompts that are longer than the model reads, of which the rest counts for nothing.
     """
 
     order: list[int]
     reward: RewardReply
     lead: ComparisonReply | None = None
     decided: bool
+    prompts_cut: list[int] = []
 
     @classmethod
     def of(cls, ranking: Ranking, model: str, revision: str | None, seed: int | None) -> Self:

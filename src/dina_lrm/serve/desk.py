@@ -62,11 +62,13 @@ class Answer(Generic[T]):
         value: the finding.
         model: name of who found it.
         revision: a hash of its weights and its configuration.
+        prompts_cut: places of prompts that are longer than it reads.
     """
 
     value: T
     model: str
     revision: str
+    prompts_cut: tuple[int, ...] = ()
 
 
 class Desk:
@@ -159,7 +161,9 @@ class Desk:
 
         async def work(visit: Visit) -> T:
             async with self.subject(engine, visit, asked) as subject:
-                self.note(http, engine, len(subject), prompts_of(asked.request))
+                words = prompts_of(asked.request)
+                self.note(http, engine, len(subject), words)
+                self.note_cut(http, [words[place] for place in visit.prompts_cut])
                 return await answer_of(engine, visit, asked, subject)
 
         return await self.admitted(http, engine, work, asked.request.deadline_ms, states_of(asked, self.settings))
@@ -187,7 +191,7 @@ class Desk:
         deadline_ms = deadline_ms or _deadline_of(http)
         deadline = None if deadline_ms is None else time.monotonic() + deadline_ms / 1000
         async with engine.admit(client=client_of(http.scope), states=states, deadline=deadline) as visit:
-            return Answer(await work(visit), engine.name, self.revision(engine))
+            return Answer(await work(visit), engine.name, self.revision(engine), visit.prompts_cut)
 
     def note(self, http: Request, engine: Engine, samples: int, prompts: Sequence[str]) -> None:
         """Say what the log tells of a request.
@@ -200,6 +204,13 @@ class Desk:
         """
         words = {"prompts": list(prompts)} if self.settings.log_prompts else {}
         state_of(http.scope)["facts"] = {"model": engine.name, "samples": samples, **words}
+
+    def note_cut(self, http: Request, prompts: Sequence[str]) -> None:
+        """Remember prompts that are longer than the model reads, for the log and the answer's header."""
+        if prompts:
+            state = state_of(http.scope)
+            state.setdefault("prompts_cut", set()).update(prompts)
+            state["facts"]["prompts_cut"] = len(state["prompts_cut"])
 
     async def conditioning(self, visit: Visit, prompts: Sequence[str]) -> Conditioning:
         """Encoded prompts.

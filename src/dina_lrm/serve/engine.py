@@ -196,10 +196,12 @@ class Visit:
 
     Attributes:
         places: that it holds in the queue.
+        prompts_cut: places of the prompts, among those that it had encoded, that are longer than the model reads.
     """
 
     def __init__(self, engine: Engine, client: str, ticket: int) -> None:
         self.places = 0
+        self.prompts_cut: tuple[int, ...] = ()
         self._engine, self._client, self._ticket = engine, client, ticket
 
     async def answer(self, question: Question[T]) -> T:
@@ -226,14 +228,22 @@ class Visit:
     async def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """Encoded prompts `[len(prompts)]` on the CPU, from the cache where it has them."""
         at_once, cache = self._engine.max_batch_size, self._engine._prompts
+        cut = cache.cut & set(prompts)
 
         async def encode(new: Sequence[str]) -> Conditioning:
             chunks = [new[start : start + at_once] for start in range(0, len(new), at_once)]
-            return Conditioning.cat([await self.call(_PromptEncoding(chunk), len(chunk)) for chunk in chunks])
+            found = [await self.call(_PromptEncoding(chunk), len(chunk)) for chunk in chunks]
+            for one in found:
+                cut.update(one.cut)
+                cache.cut.update(one.cut)
+            return Conditioning.cat([one.conditioning for one in found])
 
         known = cache.count_known(prompts)
         self._engine._observer.prompts(known, len(prompts) - known)
-        return await cache.look_up(prompts, encode)
+        found = await cache.look_up(prompts, encode)
+        cut |= cache.cut & set(prompts)
+        self.prompts_cut = tuple(place for place, prompt in enumerate(prompts) if prompt in cut)
+        return found
 
     async def call(self, function: Callable[[RewardModel], T], states: int = 1) -> T:
         """Do something with the model between two batches, when it is this client's turn.
@@ -281,8 +291,17 @@ class _PromptEncoding:
 
     prompts: Sequence[str]
 
-    def __call__(self, model: RewardModel) -> Conditioning:
-        return model.encode_prompts(self.prompts).to("cpu")
+    def __call__(self, model: RewardModel) -> _Encoded:
+        cut = [prompt for prompt, is_cut in zip(self.prompts, model.cut_prompts(self.prompts), strict=True) if is_cut]
+        return _Encoded(model.encode_prompts(self.prompts).to("cpu"), cut)
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """Prompts, and which of them are longer than the model reads."""
+
+    conditioning: Conditioning
+    cut: Sequence[str]
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,12 @@ class PromptCache:
 
     Attributes:
         max_bytes: that the cache holds at most, on the CPU.
+        cut: those of them that are longer than the model reads.
     """
 
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
         self.max_bytes = max_bytes
+        self.cut: set[str] = set()
         self._rows: OrderedDict[str, Conditioning] = OrderedDict()
         self._bytes = 0
         self._coming: dict[str, asyncio.Future[None]] = {}
@@ -78,7 +80,9 @@ class PromptCache:
         self._rows[prompt] = row
         self._bytes += _size(row)
         while self._bytes > self.max_bytes:
-            self._bytes -= _size(self._rows.popitem(last=False)[1])
+            forgotten, row = self._rows.popitem(last=False)
+            self._bytes -= _size(row)
+            self.cut.discard(forgotten)
 
 
 def _size(row: Conditioning) -> int:

@@ -23,7 +23,7 @@ def attention_router(desk: Desk) -> APIRouter:
     async def attention(http: Request) -> Response:
         """Where the head's queries look in a picture, at one noise level: in JSON or in a form, as `/v1/rank` takes them."""
         answer = await desk.ask(http, AttentionRequest, (), _reply)
-        return json_response(answer.value)
+        return json_response(answer.value, http=http)
 
     return router
 

@@ -9,17 +9,30 @@ from pydantic import BaseModel
 
 from dina_lrm.scoring.wire import BLOB_TYPE, JSON_TYPE
 from dina_lrm.serve.asked import MULTIPART_TYPE, media_type
+from dina_lrm.serve.guards import state_of
 from dina_lrm.serve.refusals import Refusal
 
 __all__ = ["BLOB_BODY", "bodies", "json_response", "require_type", "schema_of"]
 
+PROMPTS_CUT_HEADER = "x-drm-prompts-cut"
 BINARY = {"type": "string", "format": "binary"}
 BLOB_BODY = {BLOB_TYPE: {"schema": BINARY}}
 
 
-def json_response(reply: BaseModel, status: int = 200) -> Response:
-    """A reply as it goes out."""
-    return Response(reply.model_dump_json(), status, media_type=JSON_TYPE)
+def json_response(reply: BaseModel, status: int = 200, http: Request | None = None) -> Response:
+    """A reply as it goes out.
+
+    Args:
+        reply: its body.
+        status: of HTTP.
+        http: the request, if it may hold prompts in words: a header tells how many of them the model did not read to the end.
+
+    Returns:
+        The response.
+    """
+    cut = set() if http is None else state_of(http.scope).get("prompts_cut", set())
+    headers = {PROMPTS_CUT_HEADER: str(len(cut))} if cut else None
+    return Response(reply.model_dump_json(), status, headers, JSON_TYPE)
 
 
 def require_type(http: Request, accepted: str) -> None:

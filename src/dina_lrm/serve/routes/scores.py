@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel
 
 from dina_lrm.errors import DataError, ShapeError, ValueRangeError
 from dina_lrm.noise import NoiseEnsemble
@@ -18,7 +21,7 @@ from dina_lrm.scoring.wire import (
     ScoreRequest,
 )
 from dina_lrm.serve.asked import COMPARED_TENSORS, SCORED_TENSORS, Asked
-from dina_lrm.serve.desk import Desk, fresh_seed
+from dina_lrm.serve.desk import Answer, Desk, fresh_seed
 from dina_lrm.serve.engine import Engine, Visit
 from dina_lrm.serve.routes.replies import bodies, json_response, require_type
 from dina_lrm.serve.subject import Subject
@@ -54,7 +57,8 @@ def scores_router(desk: Desk) -> APIRouter:
             )
 
         answer = await desk.ask(http, CompareRequest, COMPARED_TENSORS, compared)
-        return json_response(ComparisonReply.of(answer.value, answer.model, answer.revision, seed.value))
+        reply = ComparisonReply.of(answer.value, answer.model, answer.revision, seed.value)
+        return json_response(_told(reply, answer), http=http)
 
     @router.post("/v1/rank", response_model=RankingReply, openapi_extra=bodies(RankRequest))
     async def rank(http: Request) -> Response:
@@ -66,14 +70,21 @@ def scores_router(desk: Desk) -> APIRouter:
             return await visit.answer(engine.asker.rank(candidates, _ensemble(asked.request), asked.request.tie_band))
 
         answer = await desk.ask(http, RankRequest, COMPARED_TENSORS, ranked)
-        return json_response(RankingReply.of(answer.value, answer.model, answer.revision, seed.value))
+        reply = RankingReply.of(answer.value, answer.model, answer.revision, seed.value)
+        return json_response(_told(reply, answer), http=http)
 
     return router
 
 
 async def _score(desk: Desk, http: Request) -> Response:
     answer = await desk.ask(http, ScoreRequest, SCORED_TENSORS, scored)
-    return json_response(RewardReply.of(answer.value, answer.model, answer.revision))
+    reply = RewardReply.of(answer.value, answer.model, answer.revision)
+    return json_response(_told(reply, answer), http=http)
+
+
+def _told(reply: BaseModel, answer: Answer[Any]) -> BaseModel:
+    """The reply, with the prompts that were cut."""
+    return reply.model_copy(update={"prompts_cut": list(answer.prompts_cut)})
 
 
 async def scored(engine: Engine, visit: Visit, asked: Asked[ScoreRequest], subject: Subject) -> Reward:

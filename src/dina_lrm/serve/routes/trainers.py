@@ -130,7 +130,7 @@ def trainers_router(desk: Desk) -> APIRouter:
                     reply.errors[place][name] = outcome
                 else:
                     reply.results[place][name] = {name: outcome}
-        return json_response(reply)
+        return json_response(reply, http=http)
 
     @router.post("/compute", response_model=FlowFactoryReply, openapi_extra=_body(FlowFactoryRequest))
     async def compute(http: Request) -> Response:
@@ -140,7 +140,7 @@ def trainers_router(desk: Desk) -> APIRouter:
             raise ShapeError("this server scores pictures: send image, and video null")
         check_samples(len(asked.image), desk.settings)
         work = _rewards(desk, http, None, asked.prompt, asked.image)
-        return json_response(FlowFactoryReply(rewards=await while_connected(http.receive, work)))
+        return json_response(FlowFactoryReply(rewards=await while_connected(http.receive, work)), http=http)
 
     @router.get("/health")
     async def health() -> dict[str, Any]:
