@@ -31,7 +31,7 @@ class ServeSettings(Config):
         max_queue: states that may wait; beyond it requests are refused with 429.
         max_connections: beyond it requests are refused with 503.
         max_body_bytes: of one request.
-        max_held_bytes: of all requests being read or answered together.
+        max_held_bytes: of all requests being read or answered together, with their pictures decoded.
         max_client_share: of `max_held_bytes`, that the requests of one client may hold.
         max_samples: candidates in one request.
         max_states: samples x levels x draws of one request.
