@@ -140,7 +140,7 @@ async def test_an_answer_for_a_loop_that_is_gone_is_nobodys():
     def elsewhere() -> None:
         loop = asyncio.new_event_loop()
         task = loop.create_task(story.engine.answer(ask(1.0), client="a"))
-        loop.run_until_complete(asyncio.wait([task], timeout=0.05))
+        loop.run_until_complete(story.model.begun())
         task.cancel()
         loop.run_until_complete(asyncio.wait([task]))
         loop.close()
