@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from dina_lrm import errors
-from dina_lrm.errors import ConfigError, DinaError, InputError, ShapeError, ValueRangeError
+from dina_lrm.errors import ConfigError, DinaError, InputError, PromptCutWarning, ShapeError, ValueRangeError
 from dina_lrm.noise import Adaptive
 from dina_lrm.scoring import RewardModel
 from dina_lrm.scoring.protocol import RewardFunction
@@ -201,6 +201,20 @@ class RewardFunctionSuite(AnswerSuite):
         in_words = function.score(prompts=prompts, latents=latents)
         agree(in_words, model.score(conditioning=text, latents=latents))
         agree(function.score(prompts=prompts[:1], latents=latents), model.score(prompts=prompts[:1], latents=latents))
+
+    def test_a_prompt_that_is_cut_is_told_of_each_time(self, function) -> None:
+        long, pictures = "far too long " * 200, [picture(1), picture(2)]
+        asks = [
+            lambda: function.score(prompts=["a", long], images=pictures),
+            lambda: function.compare(prompt=long, a=pictures[0], b=pictures[1]),
+            lambda: function.rank(prompt=long, images=pictures),
+        ]
+        with pytest.warns(PromptCutWarning, match="prompt 'far too long"):
+            asks[0]()  # a server in this process says so too, until it remembers the prompt
+        for ask in asks:
+            with pytest.warns(PromptCutWarning, match="prompt 'far too long") as told:
+                ask()
+            assert len(told) == 1
 
     def test_pictures_of_any_size_and_mode(self, function, model) -> None:
         pictures = [picture(0), picture(1, 100, 48), picture(2, mode="RGBA"), picture(3).convert("L")]

@@ -6,6 +6,7 @@ Everything travels as one blob: tensors as they are (latents in float32), pictur
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, Self, TypeVar
@@ -15,7 +16,7 @@ from PIL import Image
 from pydantic import ValidationError
 from torch import Tensor
 
-from dina_lrm.errors import ConfigError, DataError, ShapeError, ValueRangeError, WorkError
+from dina_lrm.errors import ConfigError, DataError, PromptCutWarning, ShapeError, ValueRangeError, WorkError
 from dina_lrm.images import to_rgb
 from dina_lrm.noise import Adaptive, Fusion, NoiseEnsemble
 from dina_lrm.scoring.arguments import first_of, levels_of, pair_of, seeds_of
@@ -44,6 +45,11 @@ LONGEST_DEADLINE_MS = 24 * 3600 * 1000
 
 class WireRecord(Protocol[R]):
     """A reply that stands for a record."""
+
+    @property
+    def prompts_cut(self) -> Sequence[int]:
+        """Places of prompts that were not read to their end."""
+        ...
 
     @classmethod
     def model_validate_json(cls, json_data: bytes) -> Self:
@@ -141,7 +147,8 @@ class Calls:
         request = self._request(
             CompareRequest, prompt=prompt, seed=seeds_of(seed), tie_band=tie_band, **_looks(ensemble)
         )
-        return Call("/v1/compare", (_packed(tensors, request),), lambda told: _record(ComparisonReply, told[0]))
+        asked = (prompt,) if prompt is not None else ()
+        return Call("/v1/compare", (_packed(tensors, request),), lambda told: _record(ComparisonReply, told[0], asked))
 
     def rank(
         self,
@@ -161,7 +168,8 @@ class Calls:
         ensemble = NoiseEnsemble(levels_of(sigmas), draws, fusion, antithetic)
         tensors = _of_one(prompt, conditioning, images, latents)
         request = self._request(RankRequest, prompt=prompt, seed=seeds_of(seed), tie_band=tie_band, **_looks(ensemble))
-        return Call("/v1/rank", (_packed(tensors, request),), lambda told: _record(RankingReply, told[0]))
+        asked = (prompt,) if prompt is not None else ()
+        return Call("/v1/rank", (_packed(tensors, request),), lambda told: _record(RankingReply, told[0], asked))
 
     def best_of(
         self,
@@ -200,7 +208,11 @@ class Calls:
             _packed(part.blob, self._request(ScoreRequest, prompts=part.prompts, seed=part.seed, **looks))
             for part in parts
         ]
-        return Call("/v1/score_latents", tuple(bodies), lambda told: join([_record(RewardReply, one) for one in told]))
+
+        def read(told: Sequence[bytes]) -> Reward:
+            return join([_record(RewardReply, one, part.prompts) for one, part in zip(told, parts, strict=True)])
+
+        return Call("/v1/score_latents", tuple(bodies), read)
 
     def _request(self, kind: type[Q], **values: Any) -> Q:
         try:
@@ -285,10 +297,19 @@ def _png(image: Image.Image) -> Tensor:
     return torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)
 
 
-def _record(kind: type[WireRecord[T]], body: bytes) -> T:
+def _record(kind: type[WireRecord[T]], body: bytes, prompts: Sequence[str]) -> T:
+    """The record in an answer; prompts that the model did not read to their end are told of, as it would in this process."""
     try:
-        return kind.model_validate_json(body).record()
-    except (ValidationError, DataError) as error:
+        reply = kind.model_validate_json(body)
+        for place in reply.prompts_cut:
+            warnings.warn(
+                f"prompt {prompts[place]!r:.200} is longer than the server's model reads, and the rest of it counts for "
+                "nothing; shorten it",
+                PromptCutWarning,
+                stacklevel=2,
+            )
+        return reply.record()
+    except (ValidationError, DataError, IndexError) as error:
         raise WorkError(
             f"the server's answer is none of version 1 ({str(error).splitlines()[0]}): {body[:80]!r}; is it a dina-lrm server?"
         ) from error
