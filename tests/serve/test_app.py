@@ -612,10 +612,10 @@ async def test_of_a_request_to_several_models_nothing_goes_on_when_one_fails(gol
 
 
 @in_loop
-async def test_prompts_that_are_cut_are_told_of_in_every_reply_and_in_the_log(golden_model, caplog) -> None:
+async def test_prompts_that_are_cut_are_told_of_in_every_reply_and_in_the_log(golden_model, heard) -> None:
     long, images = "far too long " * 200, words()["images"]
     golden = warnings.catch_warnings(category=PromptCutWarning, action="ignore")
-    with golden, caplog.at_level("INFO", "dina_lrm.serve"):
+    with golden, heard.at_level("INFO", "dina_lrm.serve"):
         async with serving(golden_model) as client:
 
             async def told(path: str, body: dict[str, Any]) -> tuple[Any, str | None]:
@@ -633,4 +633,4 @@ async def test_prompts_that_are_cut_are_told_of_in_every_reply_and_in_the_log(go
             assert await told("/compute", {"prompt": ["a", long], "image": images}) == (None, "1")
             turn = {"history": [{"text": long, "image_b64": images[0]}], "required_rewards": ["tiny"]}
             assert await told("/score", {"requests": [turn, turn]}) == (None, "1")
-    assert [record.facts.get("prompts_cut") for record in caplog.records].count(1) == 7
+    assert [record.facts.get("prompts_cut") for record in heard.records].count(1) == 7

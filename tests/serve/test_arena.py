@@ -218,18 +218,18 @@ async def test_a_judge_that_fails_stops_no_voter(arena: Arena) -> None:
 
 
 @in_loop
-async def test_candidates_that_cannot_be_judged_are_set_aside_and_the_others_are_judged(arena: Arena, caplog) -> None:
+async def test_candidates_that_cannot_be_judged_are_set_aside_and_the_others_are_judged(arena: Arena, heard) -> None:
     for _ in range(NUM_PAIRS):
         vote(arena, "left")
     judge = arena.judge = KnowingJudge()
     prompts = sorted(arena.source.by_prompt)[: SETTINGS.ahead]  # as many as are scored at once, a bad picture in each
     judge.bad = {arena.source.by_prompt[prompt][1] for prompt in prompts}
-    with caplog.at_level(logging.WARNING):
+    with heard.at_level(logging.WARNING):
         for _ in range(NUM_PROMPTS):
             arena.look_ahead()
             await arena.settled()
     assert set(arena.source.prompt_of) - arena.store.scored("knowing:1") == judge.bad
-    assert sorted(record.getMessage().split("'")[1] for record in caplog.records) == sorted(judge.bad)
+    assert sorted(record.getMessage().split("'")[1] for record in heard.records) == sorted(judge.bad)
     stats = arena.stats()
     assert (stats.unscored, stats.unscorable) == (0, 3 * len(judge.bad))
     assert stats.random.compared + stats.active.compared == NUM_PAIRS - 3 * len(judge.bad)

@@ -171,10 +171,10 @@ async def test_votes_are_compared_with_the_served_model(arena: Arena, golden_mod
 
 
 @in_loop
-async def test_latents_of_another_space_are_not_judged_and_both_are_named(tmp_path: Path, golden_model, caplog) -> None:
+async def test_latents_of_another_space_are_not_judged_and_both_are_named(tmp_path: Path, golden_model, heard) -> None:
     preference_folder(tmp_path / "things", SHAPE, **{"class": "Other", "vae_scaling_factor": 0.5})
     arena = Arena.open(tmp_path / "things", tmp_path / "arena.sqlite", SETTINGS)
-    with caplog.at_level(logging.WARNING):
+    with heard.at_level(logging.WARNING):
         async with voting(arena, golden_model) as (client, _):
             for _ in range(3):
                 assert (await vote(client, "left"))["recorded"]
@@ -185,7 +185,7 @@ async def test_latents_of_another_space_are_not_judged_and_both_are_named(tmp_pa
     for part in ("things holds latents of Other", "VAE scaling_factor 0.5", "SD3Transformer2DModel"):
         assert part in stats["objection"]
     assert str(golden_model.network.backbone.base) not in stats["objection"]
-    assert len([one for one in caplog.records if "does not judge" in one.getMessage()]) == 1
+    assert len([one for one in heard.records if "does not judge" in one.getMessage()]) == 1
 
 
 @in_loop

@@ -25,16 +25,6 @@ from tests.serve.serving import call, scope_of
 KEYS = (SecretStr("the-first-key-of-all"), SecretStr("the-second-key-of-all"))
 
 
-@pytest.fixture
-def heard(caplog, monkeypatch):
-    """The server's log, whoever configured it before in this process, heard at its source."""
-    logger = logging.getLogger("dina_lrm.serve")
-    monkeypatch.setattr(logger, "handlers", [caplog.handler])
-    monkeypatch.setattr(logger, "propagate", False)
-    monkeypatch.setattr(logger, "disabled", False)
-    return caplog
-
-
 async def reader(scope, receive, send) -> None:
     """Says how much it read, and for whom."""
     size = 0
