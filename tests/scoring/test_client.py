@@ -202,13 +202,30 @@ def test_what_may_pass_is_tried_again(client_of, failure):
     assert 0.25 <= first <= 0.5 <= second <= 1.0
 
 
-def test_many_requests_of_one_question_have_one_deadline(monkeypatch):
+def test_many_requests_of_one_question_have_one_deadline(client_of, monkeypatch):
     monkeypatch.setattr(samples, "MOST_STATES", 1)
     later = refused(429, "full", **{"retry-after": "20"})
-    client = Both("sync", Server(later, good(1), later, good(1)), timeout=30)
+    client = client_of(later, good(1), later, good(1), timeout=30)
     with pytest.raises(WorkError, match="in 30 s and 1 try: full, and asks to wait 20 s"):
         client.ask()
     assert client.time.waits == [20]
+
+
+@pytest.mark.parametrize("kind", [RewardClient, AsyncRewardClient])
+def test_requests_of_one_question_do_not_meet_in_the_servers_queue(kind, monkeypatch):
+    monkeypatch.setattr(samples, "MOST_STATES", 1)
+    inside = []
+
+    async def alone(request: httpx2.Request) -> httpx2.Response:
+        inside.append(request)
+        await asyncio.sleep(0)
+        assert inside == [request]
+        inside.remove(request)
+        return good(1)
+
+    client = kind(URL, transport=httpx2.MockTransport(alone))
+    answer = client.score(prompts=["a cat"], latents=LATENTS)
+    assert len(asyncio.run(answer) if kind is AsyncRewardClient else answer) == 2
 
 
 @pytest.mark.parametrize("status", [301, 400, 401, 403, 404, 409, 413, 415, 422, 426])

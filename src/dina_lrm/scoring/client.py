@@ -95,16 +95,6 @@ class Line:
         began = self._now()
         return [await self._answer(call.path, body, began) for body in call.bodies]
 
-    async def at_once(self, call: Call[Any]) -> list[bytes]:
-        """The same all at once; the first that fails ends the others."""
-        began = self._now()
-        tasks = [asyncio.ensure_future(self._answer(call.path, body, began)) for body in call.bodies]
-        try:
-            return await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
-
     async def _answer(self, path: str, body: bytes, began: float) -> bytes:
         effort = Effort(self._address.patience, self._address.url, began)
         while True:
@@ -266,4 +256,4 @@ class AsyncRewardClient(_Client):
         return await self._line.ready()
 
     async def _ask(self, call: Call[T]) -> T:
-        return call.read(await self._line.at_once(call))
+        return call.read(await self._line.in_turn(call))
