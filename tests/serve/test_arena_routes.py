@@ -271,6 +271,22 @@ async def test_votes_are_exported(arena: Arena, golden_model, tmp_path: Path) ->
 
 
 @in_loop
+async def test_an_export_leaves_nothing_on_the_disk_whatever_part_of_it_is_asked_for(
+    arena: Arena, tmp_path: Path, monkeypatch
+) -> None:
+    place = tmp_path / "temporary"
+    place.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(place))
+    async with voting(arena, None) as (client, _):
+        await vote(client, "left")
+        for wanted in ("junk", "bytes=9999999999-", "bytes=0-9"):
+            response = await client.get("/v1/arena/export", headers={"range": wanted})
+            assert response.status_code == 200 and zipfile.is_zipfile(io.BytesIO(response.content))
+            assert int(response.headers["content-length"]) == len(response.content)
+            assert list(place.iterdir()) == []
+
+
+@in_loop
 async def test_one_export_is_made_at_a_time(arena: Arena, monkeypatch) -> None:
     async with voting(arena, None) as (client, _):
         await vote(client, "left")

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import IO, Annotated, Literal
 
 from fastapi import APIRouter, Query, Response
-from fastapi.responses import FileResponse, StreamingResponse
+from fastapi.responses import StreamingResponse
 from PIL import Image
 from pydantic import Field
-from starlette.background import BackgroundTask
 from torch import Tensor
 
 from dina_lrm.noise import NoiseEnsemble
@@ -26,6 +27,7 @@ from dina_lrm.serve.refusals import Refusal
 
 VOTER = r"^[A-Za-z0-9._-]{0,64}$"
 Voter = Annotated[str, Query(pattern=VOTER, description="A name that the voter keeps; empty for none.")]
+PART = 2**20  # bytes of an archive that are sent at once
 PRIVATE_FOREVER = "private, max-age=31536000, immutable"  # a picture's name says which picture it is
 
 
@@ -110,9 +112,9 @@ def arena_router(arena: Arena, pool: ModelPool) -> APIRouter:
             told = "another export is being made; ask again in a few seconds"
             raise Refusal(429, "busy", told, {"retry-after": "5"})
         async with exporting:
-            path = await _zipped(arena, pool)
-        done = BackgroundTask(path.unlink, missing_ok=True)
-        return FileResponse(path, media_type="application/zip", headers=_download("arena-votes.zip"), background=done)
+            archive = await _zipped(arena, pool)
+        headers = {**_download("arena-votes.zip"), "Content-Length": str(archive.seek(0, io.SEEK_END))}
+        return StreamingResponse(_parts(archive), media_type="application/zip", headers=headers)
 
     return router
 
@@ -121,8 +123,15 @@ def _download(name: str) -> dict[str, str]:
     return {"Content-Disposition": f'attachment; filename="{name}"', "Cache-Control": "no-store"}
 
 
-async def _zipped(arena: Arena, pool: ModelPool) -> Path:
-    """The exported folder as one file, which whoever sends it removes."""
+def _parts(archive: IO[bytes]) -> Iterator[bytes]:
+    with archive:
+        archive.seek(0)
+        while part := archive.read(PART):
+            yield part
+
+
+async def _zipped(arena: Arena, pool: ModelPool) -> IO[bytes]:
+    """The exported folder as one file without a name: however its sending ends, nothing is left on the disk."""
     latents = arena.source.latents(list(arena.source.prompt_of)[:1])
     loop = asyncio.get_running_loop()
     engine = pool.engine() if latents is None else None
@@ -132,20 +141,17 @@ async def _zipped(arena: Arena, pool: ModelPool) -> Path:
         call = engine.call(lambda model: model.encode_images(pictures), client=CLIENT)
         return asyncio.run_coroutine_threadsafe(call, loop).result()
 
-    def write() -> Path:
+    def write() -> IO[bytes]:
         with tempfile.TemporaryDirectory(prefix="dina-lrm-arena-") as place:
             folder = Path(place) / "arena-votes"
             backbone = {} if engine is None else engine.model.network.backbone.signature()
             arena.export(folder, encode if engine is not None else None, backbone)
-            with tempfile.NamedTemporaryFile(prefix="dina-lrm-arena-", suffix=".zip", delete=False) as file:
-                path = Path(file.name)
-            try:
-                with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+            with ExitStack() as failing:
+                file = failing.enter_context(tempfile.TemporaryFile())
+                with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
                     for part in sorted(one for one in folder.rglob("*") if one.is_file()):
                         archive.write(part, Path(folder.name) / part.relative_to(folder))
-            except BaseException:
-                path.unlink(missing_ok=True)
-                raise
-            return path
+                failing.pop_all()
+            return file
 
     return await asyncio.to_thread(write)
