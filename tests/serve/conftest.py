@@ -13,5 +13,7 @@ def heard(caplog, monkeypatch):
     logger = logging.getLogger("dina_lrm.serve")
     monkeypatch.setattr(logger, "handlers", [caplog.handler])
     monkeypatch.setattr(logger, "propagate", False)
-    monkeypatch.setattr(logger, "disabled", False)
+    for name, one in logging.Logger.manager.loggerDict.items():
+        if name.startswith(logger.name) and isinstance(one, logging.Logger):
+            monkeypatch.setattr(one, "disabled", False)
     return caplog
