@@ -16,8 +16,8 @@ from dina_lrm.errors import ConfigError, InputError, ShapeError, ValueRangeError
 from dina_lrm.noise import Adaptive
 from dina_lrm.scoring import samples
 from dina_lrm.scoring.client import AsyncRewardClient, RewardClient
-from dina_lrm.scoring.wire import REQUEST, RewardReply, unpack
-from dina_lrm.types import Conditioning, NoisedState, Reward
+from dina_lrm.scoring.wire import REQUEST, RankingReply, RewardReply, unpack
+from dina_lrm.types import Conditioning, NoisedState, Ranking, Reward
 
 URL = "http://127.0.0.1:8000"
 LATENTS = torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -36,6 +36,10 @@ def reward(count=2, draws=1):
 def good(count=2, draws=1):
     body = RewardReply.of(reward(count, draws), "tiny", "abc").model_dump_json()
     return httpx2.Response(200, content=body, headers={"content-type": "application/json"})
+
+
+def ranking(order, count=2):
+    return RankingReply.of(Ranking(order, reward(count), None, True), "tiny", None, 0)
 
 
 def refused(status, message="no", raised=None, **headers):
@@ -286,6 +290,41 @@ def test_the_deadline_holds_for_all_tries_together(client_of):
 def test_an_answer_that_is_none_is_no_reward(client_of, body):
     with pytest.raises(WorkError, match="the server's answer"):
         client_of(httpx2.Response(200, content=body)).ask()
+
+
+def told(reply) -> httpx2.Response:
+    return httpx2.Response(200, content=reply.model_dump_json())
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_rewards_of_more_or_fewer_samples_than_were_asked_about_are_none(client_of, count):
+    with pytest.raises(WorkError, match=f"it tells of {count} samples, and 2 were asked for"):
+        client_of(good(count)).ask()
+
+
+def test_a_part_that_came_short_does_not_shift_the_others(client_of, monkeypatch):
+    monkeypatch.setattr(samples, "MOST_STATES", 2)
+    with pytest.raises(WorkError, match="it tells of 1 samples, and 2 were asked for"):
+        client_of(good(2), good(1), good(3)).score(prompts=["a cat"], latents=LATENTS.repeat(3, 1, 1, 1))
+
+
+@pytest.mark.parametrize("order", [(5, 5), (0, 0), (0,), (1, -1), (0, 1, 2)])
+def test_an_order_names_each_candidate_once(client_of, order):
+    with pytest.raises(WorkError, match="orders 2 candidates as"):
+        client_of(told(ranking(order))).rank(prompt="a cat", latents=LATENTS)
+
+
+def test_a_ranking_is_of_the_candidates_that_were_asked_about(client_of):
+    with pytest.raises(WorkError, match="it tells of 3 samples, and 2 were asked for"):
+        client_of(told(ranking((2, 0, 1), 3))).rank(prompt="a cat", images=[Image.new("RGB", (8, 8))] * 2)
+    assert client_of(told(ranking((1, 0)))).rank(prompt="a cat", latents=LATENTS).order == (1, 0)
+
+
+@pytest.mark.parametrize("place", [-1, 1])
+def test_a_prompt_that_was_cut_is_one_that_was_asked_about(client_of, place):
+    reply = RewardReply.of(reward(), "tiny", None).model_copy(update={"prompts_cut": [place]})
+    with pytest.raises(WorkError, match=rf"cut prompts at \[{place}\], of 1 that were given"):
+        client_of(told(reply)).ask()
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])

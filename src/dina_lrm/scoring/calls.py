@@ -47,6 +47,11 @@ class WireRecord(Protocol[R]):
     """A reply that stands for a record."""
 
     @property
+    def samples(self) -> int:
+        """How many candidates it tells of."""
+        ...
+
+    @property
     def prompts_cut(self) -> Sequence[int]:
         """Places of prompts that were not read to their end."""
         ...
@@ -143,12 +148,12 @@ class Calls:
     ) -> Call[Comparison]:
         """As `RewardFunction.compare`."""
         ensemble = NoiseEnsemble(levels_of(sigmas), draws, fusion, antithetic)
-        tensors = _of_one(prompt, conditioning, *pair_of(a, b))
+        samples = _of_one(prompt, conditioning, *pair_of(a, b))
         request = self._request(
             CompareRequest, prompt=prompt, seed=seeds_of(seed), tie_band=tie_band, **_looks(ensemble)
         )
-        asked = (prompt,) if prompt is not None else ()
-        return Call("/v1/compare", (_packed(tensors, request),), lambda told: _record(ComparisonReply, told[0], asked))
+        body = _packed(samples.blob, request)
+        return Call("/v1/compare", (body,), lambda told: _record(ComparisonReply, told[0], samples))
 
     def rank(
         self,
@@ -166,10 +171,10 @@ class Calls:
     ) -> Call[Ranking]:
         """As `RewardFunction.rank`."""
         ensemble = NoiseEnsemble(levels_of(sigmas), draws, fusion, antithetic)
-        tensors = _of_one(prompt, conditioning, images, latents)
+        samples = _of_one(prompt, conditioning, images, latents)
         request = self._request(RankRequest, prompt=prompt, seed=seeds_of(seed), tie_band=tie_band, **_looks(ensemble))
-        asked = (prompt,) if prompt is not None else ()
-        return Call("/v1/rank", (_packed(tensors, request),), lambda told: _record(RankingReply, told[0], asked))
+        body = _packed(samples.blob, request)
+        return Call("/v1/rank", (body,), lambda told: _record(RankingReply, told[0], samples))
 
     def best_of(
         self,
@@ -210,7 +215,7 @@ class Calls:
         ]
 
         def read(told: Sequence[bytes]) -> Reward:
-            return join([_record(RewardReply, one, part.prompts) for one, part in zip(told, parts, strict=True)])
+            return join([_record(RewardReply, one, part) for one, part in zip(told, parts, strict=True)])
 
         return Call("/v1/score_latents", tuple(bodies), read)
 
@@ -268,11 +273,11 @@ def _conditioning(conditioning: Conditioning | None) -> dict[str, Tensor]:
 
 def _of_one(
     prompt: str | None, conditioning: Conditioning | None, images: Images | None, latents: Tensor | None
-) -> dict[str, Tensor]:
+) -> Samples:
     tensors, files = _candidates(images, latents)
     if (prompt is None) == (conditioning is None):
         raise ShapeError("give either prompts or conditioning, and not both")
-    return Samples(tensors, files, _conditioning(conditioning), (), 0).blob
+    return Samples(tensors, files, _conditioning(conditioning), () if prompt is None else (prompt,), 0)
 
 
 def _exact(tensor: Tensor) -> Tensor:
@@ -297,19 +302,32 @@ def _png(image: Image.Image) -> Tensor:
     return torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)
 
 
-def _record(kind: type[WireRecord[T]], body: bytes, prompts: Sequence[str]) -> T:
-    """The record in an answer; prompts that the model did not read to their end are told of, as it would in this process."""
+def _record(kind: type[WireRecord[T]], body: bytes, asked: Samples) -> T:
+    """The record in an answer, which must be one to what was asked.
+
+    Prompts that the model did not read to their end are told of, as it would in this process.
+    """
     try:
         reply = kind.model_validate_json(body)
-        for place in reply.prompts_cut:
-            warnings.warn(
-                f"prompt {prompts[place]!r:.200} is longer than the server's model reads, and the rest of it counts for "
-                "nothing; shorten it",
-                PromptCutWarning,
-                stacklevel=2,
-            )
-        return reply.record()
-    except (ValidationError, DataError, IndexError) as error:
+        record = reply.record()
+        _require_answer(reply, asked)
+    except (ValidationError, DataError) as error:
         raise WorkError(
             f"the server's answer is none of version 1 ({str(error).splitlines()[0]}): {body[:80]!r}; is it a dina-lrm server?"
         ) from error
+    for place in reply.prompts_cut:
+        warnings.warn(
+            f"prompt {asked.prompts[place]!r:.200} is longer than the server's model reads, and the rest of it counts for "
+            "nothing; shorten it",
+            PromptCutWarning,
+            stacklevel=2,
+        )
+    return record
+
+
+def _require_answer(reply: WireRecord[Any], asked: Samples) -> None:
+    """Refuse an answer to another question: in a part of several it would shift the rewards of all that follow."""
+    if reply.samples != len(asked):
+        raise DataError(f"it tells of {reply.samples} samples, and {len(asked)} were asked for")
+    if not all(0 <= place < len(asked.prompts) for place in reply.prompts_cut):
+        raise DataError(f"it tells of cut prompts at {reply.prompts_cut}, of {len(asked.prompts)} that were given")

@@ -244,6 +244,11 @@ class RewardReply(WireReply):
     spent: list[int]
     prompts_cut: list[int] = []
 
+    @property
+    def samples(self) -> int:
+        """How many candidates it tells of."""
+        return len(self.reward)
+
     @classmethod
     def of(cls, reward: Reward, model: str, revision: str | None) -> Self:
         """From the record.
@@ -326,6 +331,11 @@ class ComparisonReply(WireReply):
     verdict: Literal["a", "b", "tie"]
     prompts_cut: list[int] = []
 
+    @property
+    def samples(self) -> int:
+        """How many candidates it tells of."""
+        return 2
+
     @classmethod
     def of(cls, comparison: Comparison, model: str, revision: str | None, seed: int | None) -> Self:
         """From the record.
@@ -382,6 +392,11 @@ class RankingReply(WireReply):
     decided: bool
     prompts_cut: list[int] = []
 
+    @property
+    def samples(self) -> int:
+        """How many candidates it tells of."""
+        return self.reward.samples
+
     @classmethod
     def of(cls, ranking: Ranking, model: str, revision: str | None, seed: int | None) -> Self:
         """From the record.
@@ -397,7 +412,13 @@ class RankingReply(WireReply):
         return cls(order=list(ranking.order), reward=reward, lead=lead, decided=ranking.decided)
 
     def record(self) -> Ranking:
-        """The record."""
+        """The record.
+
+        Raises:
+            DataError: the order does not name each candidate once, or lists have different lengths.
+        """
+        if sorted(self.order) != list(range(self.samples)):
+            raise DataError(f"the server's reply orders {self.samples} candidates as {self.order}")
         lead = None if self.lead is None else self.lead.record()
         return Ranking(tuple(self.order), self.reward.record(), lead, self.decided)
 
