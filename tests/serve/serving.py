@@ -16,6 +16,7 @@ from PIL import Image
 
 from dina_lrm.scoring import RewardModel
 from dina_lrm.serve.app import create_app
+from dina_lrm.serve.gate import Gate
 from dina_lrm.serve.models import ModelPool
 from dina_lrm.serve.observer import Observer
 from dina_lrm.serve.settings import ServeSettings
@@ -29,10 +30,12 @@ class Served(httpx2.AsyncClient):
     Attributes:
         app: the app.
         pool: its models.
+        gate: its gate.
     """
 
     app: Any
     pool: ModelPool
+    gate: Gate
 
 
 @asynccontextmanager
@@ -41,13 +44,14 @@ async def serving(
 ) -> AsyncIterator[Served]:
     """Serve a model under `NAME`; None serves none yet."""
     models = ModelPool(Observer(), **{"max_wait_ms": 5.0, **pool})
-    app = create_app(models, settings)
+    gate = Gate()
+    app = create_app(models, settings, gate=gate)
     async with app.router.lifespan_context(app):
         if model is not None:
             models.add(NAME, model)
         transport = httpx2.ASGITransport(app=app)
         async with Served(transport=transport, base_url="http://127.0.0.1", headers=headers) as client:
-            client.app, client.pool = app, models
+            client.app, client.pool, client.gate = app, models, gate
             yield client
 
 

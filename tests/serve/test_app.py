@@ -19,6 +19,10 @@ from dina_lrm.errors import PromptCutWarning, WorkError
 from dina_lrm.noise import Adaptive
 from dina_lrm.noise.draws import SeededNoise
 from dina_lrm.scoring.wire import ComparisonReply, RankingReply, RewardReply, ScoreRequest, pack
+from dina_lrm.serve.desk import Desk
+from dina_lrm.serve.gate import Gate
+from dina_lrm.serve.models import ModelPool
+from dina_lrm.serve.observer import Observer
 from dina_lrm.serve.settings import ServeSettings
 from dina_lrm.types import Conditioning, NoisedState
 from tests.serve.fake import PATIENCE, in_loop, settle
@@ -531,13 +535,16 @@ async def test_noise_is_made_no_further_than_it_is_read_when_the_client_hangs_up
 
 
 @in_loop
-async def test_states_that_are_made_bit_by_bit_are_those_that_are_made_at_once(golden_model) -> None:
+async def test_states_that_are_made_bit_by_bit_are_those_that_are_made_at_once(golden_model, monkeypatch) -> None:
     options = {"sigmas": [0.2, 0.7], "draws": 6, "antithetic": True, "seed": [1, 2]}
     with torch.no_grad():
         wanted = golden_model.score(prompts=[PROMPT], images=pictures(), **(options | {"seed": (1, 2)}))
+    drawn, draw = [], SeededNoise._draw
+    monkeypatch.setattr(SeededNoise, "_draw", lambda noise: drawn.append(noise) or draw(noise))
     async with serving(golden_model, max_batch_size=1) as client:
         response = await client.post("/v1/score_images", json=words(**options))
     assert same(RewardReply.model_validate_json(response.content), wanted)
+    assert len(drawn) == 2 * 3  # of each seed one a pair, none of them twice
 
 
 @in_loop
@@ -583,7 +590,8 @@ async def test_a_tensor_or_an_option_that_would_not_be_read_is_refused_by_name(g
 async def test_decoded_pictures_of_all_requests_have_a_bound(golden_model) -> None:
     flat = base64_of(Image.new("RGB", (64, 64)))  # of few bytes until it is decoded
     body = {"prompts": [PROMPT], "images": [flat]}
-    async with serving(golden_model, ServeSettings(max_held_bytes=20_000), max_wait_ms=60_000.0) as client:
+    settings = ServeSettings(max_held_bytes=20_000, max_client_share=1)
+    async with serving(golden_model, settings, max_wait_ms=60_000.0) as client:
         waiting = asyncio.create_task(client.post("/v1/score_images", json=body))
         await settle(lambda: client.pool.engine()._worker._batcher.states == 1)
         full = await client.post("/v1/score_images", json=body)
@@ -597,6 +605,48 @@ async def test_decoded_pictures_of_all_requests_have_a_bound(golden_model) -> No
         await asyncio.wait([again])
         alone = await client.post("/v1/score_images", json={"prompts": [PROMPT], "images": [flat] * 2})
         assert error_of(alone) == (422, "bad_input") and "32768 bytes decoded" in alone.text
+
+
+@in_loop
+async def test_decoded_pictures_count_in_their_client_s_share(golden_model) -> None:
+    flat = base64_of(Image.new("RGB", (64, 64)))  # 16,384 bytes decoded, a few hundred before
+    settings = ServeSettings(max_held_bytes=60_000, max_client_share=0.5)
+    async with serving(golden_model, settings, max_wait_ms=60_000.0) as client:
+
+        def ask(name: str, count: int = 1) -> asyncio.Task[Any]:
+            body = {"prompts": [PROMPT], "images": [flat] * count}
+            return asyncio.create_task(client.post("/v1/score_images", json=body, headers={"x-client-id": name}))
+
+        waiting = [ask("ann")]
+        await settle(lambda: client.pool.engine()._worker._batcher.states == 1)
+        more = await ask("ann")
+        assert error_of(more) == (429, "queue_full") and "of the 30000 that one client may" in more.text
+        waiting.append(ask("bob", 2))  # alone, a request may be as large as requests may be
+        await settle(lambda: client.pool.engine()._worker._batcher.states == 3)
+        for one in waiting:
+            one.cancel()
+        await asyncio.wait(waiting)
+        gate = client.gate
+        assert gate.held_bytes == 0 and not gate.held_by
+
+
+@in_loop
+async def test_threads_that_read_requests_take_a_core_each() -> None:
+    desk, before = Desk(ModelPool(Observer()), ServeSettings(), Gate()), torch.get_num_threads()
+
+    def looked() -> tuple[int, int]:
+        torch.zeros(1)
+        return threading.get_ident(), torch.get_num_threads()
+
+    first = await desk.aside(threading.get_ident)
+    torch.set_num_threads(before + 1)  # whoever sets them after that thread began
+    try:
+        while (found := await desk.aside(looked))[0] != first:
+            pass
+    finally:
+        torch.set_num_threads(before)
+    assert found[1] == 1
+    desk.close()
 
 
 @in_loop
@@ -634,3 +684,22 @@ async def test_prompts_that_are_cut_are_told_of_in_every_reply_and_in_the_log(go
             turn = {"history": [{"text": long, "image_b64": images[0]}], "required_rewards": ["tiny"]}
             assert await told("/score", {"requests": [turn, turn]}) == (None, "1")
     assert [record.facts.get("prompts_cut") for record in heard.records].count(1) == 7
+
+
+@in_loop
+async def test_the_log_tells_of_all_models_that_answer_a_request(golden_model, heard, monkeypatch) -> None:
+    wide = copy.copy(golden_model)
+    monkeypatch.setattr(wide, "cut_prompts", lambda prompts: [False] * len(prompts))
+    long, images, settings = "far too long " * 200, words()["images"], ServeSettings(log_prompts=True)
+    asked = [
+        {"history": [{"text": long, "image_b64": images[0]}], "required_rewards": ["tiny", "wide"]},
+        {"history": [{"text": "a", "image_b64": images[1]}], "required_rewards": ["wide"]},
+    ]
+    golden = warnings.catch_warnings(category=PromptCutWarning, action="ignore")
+    with golden, heard.at_level("INFO", "dina_lrm.serve"):
+        async with serving(golden_model, settings) as client:
+            client.pool.add("wide", wide)
+            assert (await client.post("/score", json={"requests": asked})).json()["errors"] == [{}, {}]
+    facts = heard.records[-1].facts
+    assert sorted(facts["model"].split(", ")) == ["tiny", "wide"] and facts["samples"] == 3
+    assert sorted(facts["prompts"]) == ["a", long] and facts["prompts_cut"] == 1

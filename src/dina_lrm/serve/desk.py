@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias, TypeVar
 from weakref import WeakKeyDictionary
 
-import torch
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive
 
@@ -25,13 +24,14 @@ from dina_lrm.scoring.wire import MODEL_HEADER, CompareRequest, RankRequest, Sco
 from dina_lrm.serve.asked import Asked, read_asked
 from dina_lrm.serve.attention import AttentionRequest
 from dina_lrm.serve.engine import Engine, Visit
-from dina_lrm.serve.gate import Gate
-from dina_lrm.serve.guards import UNANSWERED, client_of, state_of
+from dina_lrm.serve.gate import Gate, Holder
+from dina_lrm.serve.guards import UNANSWERED, client_of, holder_of, state_of
 from dina_lrm.serve.models import ModelPool
 from dina_lrm.serve.pictures import Fit, fitted_pixels, open_pictures
 from dina_lrm.serve.refusals import Refusal, refusal_of
 from dina_lrm.serve.settings import ServeSettings
 from dina_lrm.serve.subject import Subject, check, conditioning_of, encode_pictures, encode_pixels, part_of
+from dina_lrm.serve.threads import use_torch_threads
 from dina_lrm.types import Conditioning
 
 __all__ = [
@@ -84,7 +84,7 @@ class Desk:
         self.pool, self.settings, self.gate = pool, settings, gate
         threads = min(MOST_THREADS, os.cpu_count() or 1)
         # One torch thread each: a pool of threads behind every one of them would fight with the model's for the cores.
-        self._threads = ThreadPoolExecutor(threads, "dina-lrm desk", torch.set_num_threads, (1,))
+        self._threads = ThreadPoolExecutor(threads, "dina-lrm desk", use_torch_threads, (1,))
         self._revisions: WeakKeyDictionary[Engine, str] = WeakKeyDictionary()
 
     def close(self) -> None:
@@ -160,7 +160,7 @@ class Desk:
         """
 
         async def work(visit: Visit) -> T:
-            async with self.subject(engine, visit, asked) as subject:
+            async with self.subject(engine, visit, asked, holder_of(http.scope)) as subject:
                 words = prompts_of(asked.request)
                 self.note(http, engine, len(subject), words)
                 self.note_cut(http, [words[place] for place in visit.prompts_cut])
@@ -194,23 +194,25 @@ class Desk:
             return Answer(await work(visit), engine.name, self.revision(engine), visit.prompts_cut)
 
     def note(self, http: Request, engine: Engine, samples: int, prompts: Sequence[str]) -> None:
-        """Say what the log tells of a request.
+        """Say what the log tells of a request, beside what it tells already: several models may answer one.
 
         Args:
             http: the request.
             engine: who answers.
-            samples: candidates.
+            samples: candidates that it looks at.
             prompts: in words; they appear only where the settings say so.
         """
-        words = {"prompts": list(prompts)} if self.settings.log_prompts else {}
-        state_of(http.scope)["facts"] = {"model": engine.name, "samples": samples, **words}
+        facts = state_of(http.scope).setdefault("facts", {"model": engine.name, "samples": 0})
+        if engine.name not in facts["model"].split(", "):
+            facts["model"] += f", {engine.name}"
+        facts["samples"] += samples
+        if self.settings.log_prompts:
+            facts["prompts"] = list(dict.fromkeys((*facts.get("prompts", ()), *prompts)))
 
     def note_cut(self, http: Request, prompts: Sequence[str]) -> None:
         """Remember prompts that are longer than the model reads, for the log and the answer's header."""
         if prompts:
-            state = state_of(http.scope)
-            state.setdefault("prompts_cut", set()).update(prompts)
-            state["facts"]["prompts_cut"] = len(state["prompts_cut"])
+            state_of(http.scope).setdefault("prompts_cut", set()).update(prompts)
 
     async def conditioning(self, visit: Visit, prompts: Sequence[str]) -> Conditioning:
         """Encoded prompts.
@@ -233,20 +235,21 @@ class Desk:
         return self._revisions[engine]
 
     @asynccontextmanager
-    async def subject(self, engine: Engine, visit: Visit, asked: Asked[R]) -> AsyncIterator[Subject]:
+    async def subject(self, engine: Engine, visit: Visit, asked: Asked[R], holder: Holder) -> AsyncIterator[Subject]:
         """Candidates and prompts, encoded and checked; inside, there is memory for them.
 
         Args:
             engine: whose model reads them.
             visit: way to it.
             asked: pictures or tensors, prompts in words or encoded.
+            holder: on whose account decoded pictures are held.
 
         Yields:
             What a question is made about.
 
         Raises:
             InputError: something is missing, or stands twice, or does not fit the model.
-            QueueFullError: pictures of others take all the memory there is for them.
+            QueueFullError: other requests take all the memory there is for pictures, or the client's all that it may.
             Refusal: too many pixels.
         """
         device, settings, tensors = engine.model.device, self.settings, asked.tensors
@@ -263,7 +266,7 @@ class Desk:
             raise DataError(f"a request has candidates of one kind (images, latents or pixels), got {kinds or 'none'}")
         fit = Fit.of(backbone)
         pixels = await self.aside(fitted_pixels, asked.files, fit, settings) if asked.files else 0
-        with self.gate.hold(BYTES_A_PIXEL * pixels, settings.max_held_bytes):
+        with holder.hold(BYTES_A_PIXEL * pixels, settings.max_held_bytes, settings.max_client_bytes):
             if latents is not None:
                 parts: tuple[Part, ...] = (part_of(latents, device, settings),)
             elif "pixels" in tensors:

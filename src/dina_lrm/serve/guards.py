@@ -9,18 +9,17 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
-from collections import Counter
 from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any
 
 from pydantic import SecretStr
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from dina_lrm.serve.gate import Gate
+from dina_lrm.serve.gate import Gate, Holder
 from dina_lrm.serve.refusals import Refusal
 from dina_lrm.serve.settings import ServeSettings, host_name
 
-__all__ = ["BodyGuard", "HostGuard", "KeyGuard", "OriginGuard", "client_of", "state_of"]
+__all__ = ["BodyGuard", "HostGuard", "KeyGuard", "OriginGuard", "client_of", "holder_of", "state_of"]
 
 CLIENT_HEADER = b"x-client-id"
 HARMLESS = ("GET", "HEAD", "OPTIONS")  # methods that change nothing
@@ -42,6 +41,12 @@ def client_of(scope: Scope) -> str:
     """Who takes turns with others: set by `KeyGuard`."""
     client: str = state_of(scope).get("client", "unknown")
     return client
+
+
+def holder_of(scope: Scope) -> Holder:
+    """On whose account bytes are held: set by `BodyGuard`."""
+    holder: Holder = state_of(scope)["holder"]
+    return holder
 
 
 async def refuse(refusal: Refusal, scope: Scope, receive: Receive, send: Send) -> None:
@@ -131,7 +136,6 @@ class BodyGuard:
 
     def __init__(self, app: ASGIApp, settings: ServeSettings, gate: Gate) -> None:
         self._app, self._settings, self._gate = app, settings, gate
-        self._held: Counter[str] = Counter()  # bytes by client
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -143,25 +147,20 @@ class BodyGuard:
         limit = SMALL_BODY_BYTES if scope["path"] in SMALL_BODIES else self._settings.max_body_bytes
         if declared is not None and (len(declared) > 18 or int(declared) > limit):
             return await refuse(_too_large(declared, limit), scope, receive, send)
-        client = client_of(scope)
-        arriving = _Arriving(receive, self._settings, self._gate, limit, self._held, client)
+        state_of(scope)["holder"] = holder = Holder(self._gate, client_of(scope))
+        arriving = _Arriving(receive, self._settings, self._gate, limit, holder)
         try:
             await self._app(scope, arriving.receive, send)
         finally:
-            self._gate.held_bytes -= arriving.received
-            self._held[client] -= arriving.received
-            if not self._held[client]:
-                del self._held[client]
+            holder.take(-arriving.received)
 
 
 class _Arriving:
     """One body."""
 
-    def __init__(
-        self, receive: Receive, settings: ServeSettings, gate: Gate, limit: int, held: Counter[str], client: str
-    ) -> None:
+    def __init__(self, receive: Receive, settings: ServeSettings, gate: Gate, limit: int, holder: Holder) -> None:
         self.received = 0
-        self._limit, self._held, self._client = limit, held, client
+        self._limit, self._holder = limit, holder
         self._receive, self._settings, self._gate = receive, settings, gate
         self._started: float | None = None
         self._whole = False
@@ -185,17 +184,15 @@ class _Arriving:
 
     def _count(self, size: int) -> None:
         self.received += size
-        self._gate.held_bytes += size
-        self._held[self._client] += size
+        self._holder.take(size)
         if self.received > self._limit:
             raise _too_large(f"more than {self.received - size}", self._limit)
         if self._gate.held_bytes > self._settings.max_held_bytes:
             told = f"the server holds {self._gate.held_bytes - size} bytes of other requests and has no room for more"
             raise Refusal(503, "busy", f"{told}; ask again later", {"retry-after": "1"})
-        share = int(self._settings.max_client_share * self._settings.max_held_bytes)
-        # A client's only body is bounded by its own limit, however small the share.
-        if self.received < self._held[self._client] > share:
-            told = f"this client's requests hold {self._held[self._client] - size} bytes of the {share} that one client may"
+        share = self._settings.max_client_bytes
+        if self._holder.exceeds(share):
+            told = f"this client's requests hold {self._holder.client_size - size} bytes of the {share} that one client may"
             raise Refusal(429, "busy", f"{told}; ask again when some are answered", {"retry-after": "1"})
 
 

@@ -120,6 +120,7 @@ class AccessLog:
         if kind is not None:
             self._observer.failed(kind)
         facts: Mapping[str, Any] = state.get("facts", {})
+        cut = len(state.get("prompts_cut", ()))
         row = {
             "request_id": state["request_id"],
             "client": client_of(scope),
@@ -129,6 +130,7 @@ class AccessLog:
             "milliseconds": round(seconds * 1000, 2),
             **({"kind": kind} if kind is not None else {}),
             **facts,
+            **({"prompts_cut": cut} if cut else {}),
         }
         _log.log(_level(route, status), "request", extra={"facts": row})
 

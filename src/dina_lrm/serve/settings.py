@@ -82,6 +82,11 @@ class ServeSettings(Config):
     log_prompts: bool = False
 
     @property
+    def max_client_bytes(self) -> int:
+        """That the requests of one client may hold."""
+        return int(self.max_client_share * self.max_held_bytes)
+
+    @property
     def is_loopback(self) -> bool:
         """Only this machine can reach it."""
         if self.host == "localhost":
