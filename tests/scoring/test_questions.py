@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeVar
 
 import pytest
@@ -76,6 +77,13 @@ def test_an_antithetic_pair_cancels_what_is_linear_in_the_noise():
     assert torch.allclose(noise[2], seeded_noise(SHAPE, 0, 2)[1], atol=1e-6)
     with pytest.raises(ValueRangeError, match="must be even, got 3"):
         NoiseEnsemble((0.5,), 3, antithetic=True)
+
+
+@pytest.mark.parametrize(("ahead", "passes"), [(1, [2, 2, 2]), (3, [2, 2, 2]), (5, [4, 2]), (9, [6])])
+def test_states_made_ahead_part_no_antithetic_pair(ahead, passes):
+    few = replace(asker(), states_ahead=ahead)
+    _, read = answer(few.score(candidates([1.0]), NoiseEnsemble((0.5,), 6, antithetic=True)))
+    assert [len(reading) for reading in read] == passes
 
 
 def test_a_score_is_drawn_until_its_standard_error_is_reached():

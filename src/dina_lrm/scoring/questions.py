@@ -187,8 +187,9 @@ class Asker:
         calibration: utility to reward.
         levels: the levels that are read where these are asked for.
         add_noise: False reads clean latents under the stated sigma.
-        states_ahead: most states that are made for one reading, but for a single draw of all candidates; None makes all that
-            are asked for together. Whoever may stop a question in its midst bounds what is made in vain.
+        states_ahead: most states that are made for one reading, but for a single draw (or antithetic pair) of all
+            candidates; None makes all that are asked for together. Whoever may stop a question in its midst bounds what is
+            made in vain.
     """
 
     process: ForwardProcess
@@ -297,7 +298,7 @@ class Asker:
             if not chosen.all():
                 some = Part(part.places[chosen], part.latents[chosen.to(part.latents.device)])
             drawn = []
-            at_once = self._draws_at_once(len(some.places) * len(levels.sigmas), stop - start)
+            at_once = self._draws_at_once(len(some.places) * len(levels.sigmas), stop - start, ensemble.step)
             for first in range(start, stop, at_once):
                 last = min(stop, first + at_once)
                 utility = yield self._reading(candidates, some, ensemble, levels, first, last)
@@ -307,9 +308,12 @@ class Asker:
         order = torch.cat(places).argsort()  # `which` is in ascending order
         return torch.cat(found)[order.to(found[0].device)]
 
-    def _draws_at_once(self, states: int, draws: int) -> int:
-        """Of so many draws of so many states each: those that one reading may hold."""
-        return draws if self.states_ahead is None else max(1, min(draws, self.states_ahead // states))
+    def _draws_at_once(self, states: int, draws: int, step: int) -> int:
+        """Of so many draws of so many states each: those that one reading may hold.
+
+        A pair is never parted: for its other half all draws before it would be made again.
+        """
+        return draws if self.states_ahead is None else min(draws, max(1, self.states_ahead // states // step) * step)
 
     def _reading(
         self, candidates: Candidates, part: Part, ensemble: NoiseEnsemble, levels: Levels, start: int, stop: int
