@@ -189,7 +189,9 @@ class Desk:
             What came of it.
         """
         deadline_ms = deadline_ms or _deadline_of(http)
-        deadline = None if deadline_ms is None else time.monotonic() + deadline_ms / 1000
+        # One clock for all that is asked on behalf of a request: whoever asks again has no more time for it.
+        began = state_of(http.scope).setdefault("began", time.monotonic())
+        deadline = None if deadline_ms is None else began + deadline_ms / 1000
         async with engine.admit(client=client_of(http.scope), states=states, deadline=deadline) as visit:
             return Answer(await work(visit), engine.name, self.revision(engine), visit.prompts_cut)
 

@@ -8,6 +8,7 @@ import io
 import math
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Self
 
@@ -19,7 +20,7 @@ from dina_lrm.images import fit_size, fitted, to_rgb
 from dina_lrm.serve.refusals import Refusal
 from dina_lrm.serve.settings import ServeSettings
 
-__all__ = ["Fit", "decode_base64", "fitted_pixels", "open_pictures"]
+__all__ = ["Fit", "check_pixels", "decode_base64", "fitted_pixels", "open_pictures"]
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 DATA_URL = re.compile(r"data:image/[A-Za-z0-9.+-]{1,40};base64,")
@@ -87,13 +88,31 @@ def fitted_pixels(files: Sequence[bytes | bytearray], fit: Fit, settings: ServeS
             told = f"image {place} has {width} x {height} pixels, at most {settings.max_pixels} are decoded"
             raise Refusal(413, "too_many_pixels", told)
         if left < 0:
-            told = f"the images of one request have more than {settings.max_request_pixels} pixels together"
-            raise Refusal(413, "too_many_pixels", told)
+            raise _too_many_together(settings)
         area = math.prod(fit_size(width, height, fit.native, fit.multiple))
         if area > MOST_NATIVE_AREAS * fit.native**2:
             raise ImageError(f"image {place} of {width} x {height} pixels is too long and narrow for this model")
         found += area
     return found
+
+
+def check_pixels(files: Sequence[bytes | bytearray], settings: ServeSettings) -> None:
+    """Refuse pictures of which each alone would be decoded, and which are too many together.
+
+    Args:
+        files: of pictures; those that cannot be read, or are too large alone, count for nothing.
+        settings: for the most pixels, of one and of all.
+
+    Raises:
+        Refusal: too many pixels.
+    """
+    found = 0
+    for place, file in enumerate(files):
+        with suppress(ImageError, Refusal):
+            pixels = math.prod(_open(file, place).size)
+            found += pixels if pixels <= settings.max_pixels else 0
+    if found > settings.max_request_pixels:
+        raise _too_many_together(settings)
 
 
 def open_pictures(files: Sequence[bytes | bytearray], fit: Fit) -> list[Image.Image]:
@@ -110,6 +129,11 @@ def open_pictures(files: Sequence[bytes | bytearray], fit: Fit) -> list[Image.Im
         ImageError: a file that is no whole picture.
     """
     return [fitted(_whole(_open(file, place), place), fit.native, fit.multiple) for place, file in enumerate(files)]
+
+
+def _too_many_together(settings: ServeSettings) -> Refusal:
+    told = f"the images of one request have more than {settings.max_request_pixels} pixels together"
+    return Refusal(413, "too_many_pixels", told)
 
 
 def _open(file: bytes | bytearray, place: int) -> Image.Image:

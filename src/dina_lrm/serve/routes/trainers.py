@@ -7,6 +7,7 @@ same picture always has the same reward. A failure is told as one and is never a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Request, Response
@@ -16,12 +17,13 @@ from dina_lrm.errors import InputError, ShapeError, WorkError
 from dina_lrm.scoring.wire import JSON_TYPE, MAX_SAMPLES, ScoreRequest, WireReply
 from dina_lrm.serve.asked import Asked, read_json
 from dina_lrm.serve.desk import Desk, all_of, check_samples, read_body, while_connected
-from dina_lrm.serve.errors import UnavailableError
-from dina_lrm.serve.pictures import decode_base64
+from dina_lrm.serve.errors import DeadlineError, UnavailableError
+from dina_lrm.serve.pictures import check_pixels, decode_base64
 from dina_lrm.serve.refusals import Refusal
 from dina_lrm.serve.routes.health import status_of
 from dina_lrm.serve.routes.replies import json_response, require_type, schema_of
 from dina_lrm.serve.routes.scores import scored
+from dina_lrm.serve.settings import ServeSettings
 
 __all__ = ["trainers_router"]
 
@@ -180,7 +182,7 @@ async def _tried(desk: Desk, http: Request, name: str, turns: Sequence[Turn]) ->
     try:
         images = [_picture(turn) for turn in turns]
         return [*await _rewards(desk, http, name, [turn.text for turn in turns], images)]
-    except UnavailableError:
+    except (UnavailableError, DeadlineError):
         raise
     except (InputError, WorkError) as error:
         if len(turns) == 1:
@@ -188,6 +190,7 @@ async def _tried(desk: Desk, http: Request, name: str, turns: Sequence[Turn]) ->
     except Refusal as refusal:
         if len(turns) == 1:
             return [f"{refusal.kind}: {refusal.detail}"]
+    await desk.aside(_check_together, turns, desk.settings)
     alone = await all_of(_tried(desk, http, name, [turn]) for turn in turns)
     return [one for found in alone for one in found]
 
@@ -196,6 +199,15 @@ def _picture(turn: Turn) -> str:
     if turn.image_b64 is None:
         raise ShapeError("this server scores pictures: the last turn must have image_b64")
     return turn.image_b64
+
+
+def _check_together(turns: Sequence[Turn], settings: ServeSettings) -> None:
+    """Refuse what is too much for one request, though it be asked for in parts."""
+    files = []
+    for turn in turns:
+        with suppress(InputError):
+            files.append(decode_base64(_picture(turn), 0))
+    check_pixels(files, settings)
 
 
 def _decoded(images: Sequence[str]) -> tuple[bytes, ...]:
