@@ -110,8 +110,11 @@ async def test_unloading_finishes_what_was_accepted_and_the_next_model_becomes_t
     model.gate.clear()
     task = asyncio.create_task(first.answer(ask(1.0), client="a"))
     await model.begun()
-    unloads = [asyncio.create_task(pool.unload("first")) for _ in range(2)]
+    unloads = [asyncio.create_task(pool.unload("first")) for _ in range(3)]
     await settle(lambda: pool.entries[0].status == "draining")
+    unloads.pop(0).cancel()  # who asked first waits no more, and it goes on
+    await asyncio.sleep(0.01)
+    assert not any(one.done() for one in unloads)
     assert pool.engine() is second and pool.status == "ready"
     with pytest.raises(DrainingError):
         await pool.engine("first").answer(ask(1.0), client="a")

@@ -22,7 +22,11 @@ import uvicorn
 
 from dina_lrm.scoring.wire import pack
 from dina_lrm.serve import run
+from dina_lrm.serve.app import create_app
 from dina_lrm.serve.gate import Gate
+from dina_lrm.serve.models import ModelPool
+from dina_lrm.serve.observer import Observer
+from dina_lrm.serve.settings import ServeSettings
 from dina_lrm.types import Conditioning
 from tests.serve.fake import in_loop, settle
 from tests.serve.serving import tensors
@@ -190,14 +194,36 @@ async def test_a_second_signal_ends_the_process_at_once_and_its_status_says_so(e
     server._loop = asyncio.get_running_loop()
     gate.enter()
     server.handle_exit(signal.SIGTERM, None)
-    await settle(lambda: gate.draining)
     assert not ended and not server.should_exit
-    with pytest.raises(Killed):
+    with pytest.raises(Killed):  # though the loop has not come to the first
         server.handle_exit(sig, None)
     assert ended == [128 + sig]
+    await settle(lambda: gate.draining)
     gate.leave()
     await server._draining
     assert server.should_exit and len(ended) == 1
+
+
+@in_loop
+async def test_a_client_s_address_is_that_of_its_connection_whatever_it_says() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port, pool, gate = listener.getsockname()[1], ModelPool(Observer()), Gate()
+        settings, clients = ServeSettings(no_auth=True), []
+
+        async def told(scope, receive, send) -> None:
+            clients.append(scope.get("client"))
+            await app(scope, receive, send)
+
+        app = create_app(pool, settings, gate=gate)
+        server = uvicorn.Server(run._config(told, settings))
+        running = asyncio.create_task(server.serve([listener]))
+        await settle(lambda: server.started)
+        async with httpx2.AsyncClient() as client:
+            headers = {"x-forwarded-for": "6.6.6.6", "x-forwarded-proto": "https"}
+            await client.get(f"http://127.0.0.1:{port}/healthz", headers=headers)
+        server.should_exit = True
+        await running
+    assert [client[0] for client in clients if client is not None] == ["127.0.0.1"]
 
 
 @in_loop

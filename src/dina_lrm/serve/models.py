@@ -57,13 +57,13 @@ class Entry:
         name: that requests name it by.
         engine: who answers; None while it is loaded, or if that failed.
         failure: why there is no engine.
-        leaving: it is being unloaded.
+        leaving: what ends when it is unloaded; None while it stays.
     """
 
     name: str
     engine: Engine | None = None
     failure: str | None = None
-    leaving: bool = False
+    leaving: asyncio.Task[None] | None = None
 
     @property
     def status(self) -> Status:
@@ -86,7 +86,7 @@ class ModelPool:
         self.observer = observer
         self._max_batch_size, self._max_wait_ms, self._max_queue = max_batch_size, max_wait_ms, max_queue
         self._entries: dict[str, Entry] = {}
-        self._loads: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._threads: list[threading.Thread] = []
         self._draining = False
 
@@ -161,12 +161,14 @@ class ModelPool:
         thread, model = left_behind(load, f"dina-lrm load {name}")
         self._threads = [*(one for one in self._threads if one.is_alive()), thread]
         task = asyncio.create_task(self._fill(entry, model), name=f"load {name}")
-        self._loads.add(task)
-        task.add_done_callback(self._loads.discard)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
         return task
 
     async def unload(self, name: str) -> None:
         """Let a model finish what it has accepted, and forget it; the next one becomes the default if it was that.
+
+        Whoever asks again waits for the same, and it goes on when they wait no more.
 
         Raises:
             UnknownModelError: there is no such model.
@@ -175,15 +177,20 @@ class ModelPool:
         entry = self._entry(name)
         if entry.status == "loading":
             raise LoadingError(f"model {name!r} is being loaded; unload it when it is ready", LOADING_SECONDS)
-        if entry.leaving:
-            return
-        entry.leaving = True
+        if entry.leaving is None:
+            entry.leaving = asyncio.create_task(self._let_go(entry), name=f"unload {name}")
+            self._tasks.add(entry.leaving)
+            entry.leaving.add_done_callback(self._tasks.discard)
+        await asyncio.shield(entry.leaving)
+
+    async def _let_go(self, entry: Entry) -> None:
         if entry.engine is not None:
             await entry.engine.drain()
-            _, closed = left_behind(entry.engine.close, f"dina-lrm unload {name}")
+            _, closed = left_behind(entry.engine.close, f"dina-lrm unload {entry.name}")
             await closed
         entry.engine = None
-        del self._entries[name]
+        if self._entries.get(entry.name) is entry:
+            del self._entries[entry.name]
         _tidy()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -196,7 +203,7 @@ class ModelPool:
     async def close(self) -> None:
         """Stop all engines after the batches that are being read; what is open fails."""
         self._draining = True
-        for task in self._loads:
+        for task in self._tasks:
             task.cancel()
         engines = [entry.engine for entry in self.entries if entry.engine is not None]
         self._entries.clear()
@@ -212,7 +219,7 @@ class ModelPool:
 
     @property
     def _default(self) -> Entry:
-        return min(self.entries, key=lambda entry: entry.leaving)  # the first that stays
+        return min(self.entries, key=lambda entry: entry.leaving is not None)  # the first that stays
 
     def _new(self, name: str) -> Entry:
         taken = self._entries.get(name)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from types import FrameType
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from dina_lrm.errors import DinaError, InputError, WorkError
 from dina_lrm.scoring import RewardModel
@@ -51,18 +52,7 @@ def serve(settings: ServeSettings, sources: Mapping[str, ModelSource], arena: Ar
     device = next(iter(sources.values())).device
     loads = {name: loading.watched(name, source) for name, source in sources.items()}
     app = create_app(pool, settings, arena, sources=loads, device=device, gate=gate)
-    config = uvicorn.Config(
-        app,
-        http=connection_class(settings.header_timeout, settings.max_connections),
-        ws="none",
-        loop="auto",
-        lifespan="on",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        backlog=2048,
-    )
-    server = _Server(config, gate, settings.drain_timeout)
+    server = _Server(_config(app, settings), gate, settings.drain_timeout)
     loading.on_failure = server.stop
     host, port = listener.getsockname()[:2]
     address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
@@ -74,6 +64,21 @@ def serve(settings: ServeSettings, sources: Mapping[str, ModelSource], arena: Ar
         # Python's own end would wait for it, or abort in its midst.
         logging.shutdown()
         os._exit(0)
+
+
+def _config(app: ASGIApp, settings: ServeSettings) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http=connection_class(settings.header_timeout, settings.max_connections),
+        ws="none",
+        loop="auto",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,  # anybody may write them, and an address that costs nothing would buy turns and room
+        backlog=2048,
+    )
 
 
 def _pool(settings: ServeSettings) -> ModelPool:
@@ -143,6 +148,7 @@ class _Server(uvicorn.Server):
         self._gate, self._drain_timeout = gate, drain_timeout
         self._loop: asyncio.AbstractEventLoop | None = None
         self._draining: asyncio.Task[None] | None = None
+        self._told = False  # of a first signal, from when it came: the loop may be a while at something else
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Remember the loop: signals come from outside it."""
@@ -151,7 +157,8 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A first signal drains, a second one ends the process: votes are whole or not at all, and nothing else is written."""
-        if self._gate.draining and sig in (signal.SIGINT, signal.SIGTERM):
+        told, self._told = self._told, True
+        if told and sig in (signal.SIGINT, signal.SIGTERM):
             # Not by Python's own end, which the model's thread would not survive; and no lock is waited for, of logs neither.
             os._exit(KILLED + sig)
         elif self._loop is not None:
