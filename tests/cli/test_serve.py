@@ -27,6 +27,7 @@ from tests.serve.arena_folders import NUM_PROMPTS, preference_folder, prompt_of
         (["--arena", "/no/such/folder"], "/no/such/folder"),
         (["--arena-split", "test"], "give its folder with --arena"),
         (["--allow-origin", "rewards.example"], "scheme and host"),
+        (["--allow-host", "rewards.example:8000"], "without a port"),
         (["--port", "70000"], "port"),
     ],
 )

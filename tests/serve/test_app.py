@@ -370,6 +370,16 @@ async def test_only_own_names_are_answered_to(golden_model) -> None:
 
 
 @in_loop
+async def test_a_server_without_keys_that_was_told_its_names_is_reached_by_no_page_under_another(golden_model) -> None:
+    settings = ServeSettings(host="0.0.0.0", no_auth=True, allowed_hosts=("rewards.example",)).guarded()
+    async with serving(golden_model, settings) as client:
+        for host, status in (("evil.example", 421), ("rewards.example:8000", 200), ("127.0.0.1", 200)):
+            # A name that leads here makes a page of that name this server's own, as far as a browser can tell.
+            page = {"host": host, "origin": f"http://{host}", "sec-fetch-site": "same-origin"}
+            assert (await client.post("/v1/score_images", json=words(1), headers=page)).status_code == status
+
+
+@in_loop
 async def test_models_come_and_go_only_where_that_is_allowed(golden_model, golden) -> None:
     wanted = {"name": "other", "path": str(golden / "reward"), "base": str(golden / "pipeline")}
     async with serving(golden_model) as client:

@@ -263,11 +263,22 @@ def test_others_are_not_let_near_a_server_without_keys(host: str) -> None:
         ServeSettings(host=host).guarded()
     assert ServeSettings(host=host, no_auth=True).guarded().allowed_hosts == ()
     assert ServeSettings(host=host, api_keys=KEYS).guarded().allowed_hosts == ()
+    named = ServeSettings(host=host, no_auth=True, allowed_hosts=("rewards.example",)).guarded()
+    assert {"rewards.example", "localhost"} <= set(named.allowed_hosts) and "" not in named.allowed_hosts
+    assert named.guarded() == named
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "localhost", "::1"])
 def test_a_server_of_this_machine_answers_to_its_own_names(host: str) -> None:
-    assert {"localhost", host} <= set(ServeSettings(host=host).guarded().allowed_hosts)
+    for no_auth in (False, True):
+        assert {"localhost", host} <= set(ServeSettings(host=host, no_auth=no_auth).guarded().allowed_hosts)
+
+
+@pytest.mark.parametrize("wrong", ["rewards.example:8000", "http://rewards.example", "*", "a b", ""])
+def test_an_allowed_host_is_a_name_or_an_address(wrong: str) -> None:
+    assert "[::2]" in ServeSettings(allowed_hosts=("[::2]", "::2", "10.0.0.7")).guarded().allowed_hosts
+    with pytest.raises(ConfigError, match="without a port"):
+        ServeSettings(allowed_hosts=(wrong,)).guarded()
 
 
 def test_loading_over_http_needs_keys() -> None:

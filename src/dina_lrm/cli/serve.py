@@ -26,6 +26,15 @@ OriginOption = Annotated[
         help="Where the page is seen besides its own address, such as https://rewards.example; may be given again.",
     ),
 ]
+HostsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-host",
+        metavar="NAME",
+        help="Answer to this name of the server, those of this machine, and no others; may be given again. "
+        "[default: any, and those of this machine alone where only it can ask, without keys]",
+    ),
+]
 ArenaOption = Annotated[
     Path | None,
     typer.Option(
@@ -86,7 +95,10 @@ def serve(
         typer.Option("--max-queue", metavar="N", min=1, help="States that may wait; beyond it clients are told 429."),
     ] = 512,
     api_key_file: KeyFileOption = None,
-    no_auth: Annotated[bool, typer.Option("--no-auth", help="Listen beyond this machine without keys.")] = False,
+    no_auth: Annotated[
+        bool, typer.Option("--no-auth", help="Listen beyond this machine without keys; best with --allow-host.")
+    ] = False,
+    allow_host: HostsOption = None,
     allow_origin: OriginOption = None,
     allow_load: Annotated[
         bool, typer.Option("--allow-load", help="Let whoever has a key load and unload models over HTTP.")
@@ -114,6 +126,7 @@ def serve(
         max_queue=max_queue,
         api_keys=keys,
         no_auth=no_auth,
+        allowed_hosts=tuple(allow_host or ()),
         allowed_origins=tuple(allow_origin or ()),
         allow_load=allow_load,
         log_prompts=log_prompts,

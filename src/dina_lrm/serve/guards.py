@@ -66,13 +66,17 @@ class HostGuard:
         if scope["type"] == "http" and self._allowed:
             host = host_name(_header(scope, b"host") or "")
             if host not in self._allowed:
-                told = f"this server answers to {', '.join(sorted(self._allowed))}, not to {host!r:.80}"
+                told = f"this server answers to {', '.join(sorted(self._allowed))}, not to {host!r:.80}; if that is one of its names, "
+                told += "start it with --allow-host NAME"
                 return await refuse(Refusal(421, "wrong_host", told), scope, receive, send)
         await self._app(scope, receive, send)
 
 
 class OriginGuard:
-    """Lets no page of another site have a visitor's browser post here. Only browsers say where a request comes from."""
+    """Lets no page of another site have a visitor's browser post here. Only browsers say where a request comes from.
+
+    A page whose site's name leads here is its own to a browser: that one `HostGuard` keeps out, or a key.
+    """
 
     def __init__(self, app: ASGIApp, allowed: Sequence[str]) -> None:
         self._app = app

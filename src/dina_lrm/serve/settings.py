@@ -17,6 +17,7 @@ KEYS_VARIABLE = "DINA_LRM_API_KEYS"
 SHORTEST_KEY = 16
 MIB = 2**20
 ORIGIN = re.compile(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:]+\])(:[0-9]{1,5})?")
+HOST = re.compile(r"[A-Za-z0-9._-]+|\[?[0-9A-Fa-f]*(:[0-9A-Fa-f]*){2,7}\]?")
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
@@ -47,10 +48,11 @@ class ServeSettings(Config):
         api_keys: whoever shows one is let in; with none, everybody is.
         no_auth: listen beyond this machine without keys.
         allow_load: models may be loaded and unloaded over HTTP, by whoever has a key.
-        allowed_hosts: names that the Host header may carry; empty for any. A server on loopback without keys allows only its
-            own, so that no web page reaches it under another name.
+        allowed_hosts: names that the Host header may carry, besides those of this machine and of `allowed_origins`. With none
+            given a server on loopback without keys allows only these, so that no web page reaches it under another name;
+            every other server then answers to any name.
         allowed_origins: where this server's page may be seen besides its own address, such as https://rewards.example behind a
-            proxy. Pages of no other origin may post.
+            proxy. Pages of no other origin may post, as long as the server answers to no name that they may take.
         log_prompts: prompts appear in the log.
     """
 
@@ -100,8 +102,11 @@ class ServeSettings(Config):
         """The same, fit to listen: who may come in is settled.
 
         Raises:
-            ConfigError: others could reach a server that asks nobody for a key, or an origin is none.
+            ConfigError: others could reach a server that asks nobody for a key, or an origin or a host is none.
         """
+        for host in self.allowed_hosts:
+            if not HOST.fullmatch(host):
+                raise ConfigError(f"a host is a name or an address without a port, as in rewards.example, got {host!r}")
         for origin in self.allowed_origins:
             if not ORIGIN.fullmatch(origin):
                 raise ConfigError(f"an origin is scheme and host, as in https://rewards.example:8443, got {origin!r}")
@@ -109,15 +114,16 @@ class ServeSettings(Config):
             raise ConfigError(
                 f"loading models over HTTP needs API keys; set {KEYS_VARIABLE} or give --api-key-file, or leave --allow-load out"
             )
-        if self.api_keys or self.no_auth:
-            return self
-        if not self.is_loopback:
+        if not (self.api_keys or self.no_auth or self.is_loopback):
             raise ConfigError(
                 f"host {self.host!r} can be reached from other machines and no API key is set; set {KEYS_VARIABLE}, give "
                 "--api-key-file, listen at 127.0.0.1, or say --no-auth"
             )
+        if not self.allowed_hosts and (self.api_keys or not self.is_loopback):
+            return self
         seen_as = [host_name(origin.partition("://")[2]) for origin in self.allowed_origins]
-        return self.model_copy(update={"allowed_hosts": (*LOOPBACK_NAMES, self.host, *seen_as)})
+        known = [*self.allowed_hosts, *LOOPBACK_NAMES, self.host, *seen_as]
+        return self.model_copy(update={"allowed_hosts": tuple(dict.fromkeys(name for name in known if name))})
 
 
 def host_name(host: str) -> str:
