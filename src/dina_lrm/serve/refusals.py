@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from dina_lrm import errors
 from dina_lrm.errors import DinaError, InputError, WorkError
 from dina_lrm.scoring.wire import JSON_TYPE, ErrorBody, ErrorReply
 from dina_lrm.serve.errors import (
@@ -31,7 +32,7 @@ class Refusal(HTTPException):
 
     Attributes:
         kind: a word for programs.
-        raised: class of the error that it tells of, where that is one of input.
+        raised: class of the error that it tells of, where a model in the client's process might raise it.
     """
 
     def __init__(
@@ -80,11 +81,12 @@ def refusal_of(error: Exception, input_status: int = 422) -> Refusal:
         case DeadlineError():
             return Refusal(504, "deadline", str(error))
         case UnknownModelError():
-            return Refusal(404, "unknown_model", str(error), raised=type(error))
+            return Refusal(404, "unknown_model", str(error))
         case NameTakenError():
-            return Refusal(409, "name_taken", str(error), raised=type(error))
+            return Refusal(409, "name_taken", str(error))
         case InputError():
-            return Refusal(input_status, "bad_input", str(error), raised=type(error))
+            raised = type(error) if type(error) in vars(errors).values() else None
+            return Refusal(input_status, "bad_input", str(error), raised=raised)
         case WorkError() | DinaError():
             return Refusal(500, "work_failed", str(error))
     return Refusal(500, "internal", "the server failed at this request; its log says why")
