@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
 import json
 import logging
@@ -206,6 +207,53 @@ async def test_a_picture_that_cannot_be_read_gives_way_to_others(tmp_path: Path,
                 again = (await client.get(f"/v1/arena/pair?voter=voter{number}")).json()
                 assert again["pair"] != pair["pair"]
     assert sum(one != [200, 200] for one in seen) == 1 and seen[-1] == [200, 200]
+
+
+@in_loop
+async def test_a_picture_that_cannot_be_opened_for_a_moment_is_not_set_aside(
+    tmp_path: Path, golden_model, monkeypatch
+) -> None:
+    arena = Arena.open(
+        picture_folder(tmp_path / "own", num_prompts=1, sides=(64,)), tmp_path / "arena.sqlite", SETTINGS
+    )
+    opened, left = Image.open, {"picture": 1, "judge": 1}
+
+    def full(path: Any, *args: Any) -> Any:
+        who = "judge" if arena._scoring else "picture"
+        if left[who]:
+            left[who] -= 1
+            raise OSError(errno.EMFILE, "Too many open files")
+        return opened(path, *args)
+
+    async with voting(arena, None) as (client, pool):
+        pair = (await client.get("/v1/arena/pair?voter=ann")).json()
+        with monkeypatch.context() as crowded:
+            crowded.setattr(Image, "open", full)
+            refused = await client.get(f"/v1/arena/pictures/{pair['left']}")
+            assert error_of(refused) == (503, "unavailable") and refused.headers["retry-after"] == "1"
+            assert (await client.get(f"/v1/arena/pictures/{pair['left']}")).status_code == 200
+            assert (await client.get("/v1/arena/pair?voter=ann")).json() == pair
+            pool.add("tiny", golden_model)
+            await vote(client, "left")
+            await arena.settled()
+            await client.get("/v1/arena/stats")
+            await arena.settled()
+        stats = (await client.get("/v1/arena/stats")).json()
+    assert left == {"picture": 0, "judge": 0} and (stats["unscored"], stats["unscorable"]) == (0, 0)
+
+
+@in_loop
+async def test_an_export_names_no_voter(arena: Arena) -> None:
+    async with voting(arena, None) as (client, _):
+        for voter in ("ann", "bob", "ann", ""):
+            await vote(client, "left", voter)
+        told = await client.get("/v1/arena/export?format=json")
+        names = [one["voter"] for one in told.json()["votes"]]
+        assert names[0] == names[2] != names[1] and names[3] == "" and "ann" not in names and "bob" not in names
+        # What is told of a voter opens nothing: a ticket is good under the name itself.
+        pair = (await client.get("/v1/arena/pair?voter=ann")).json()["pair"]
+        answer = {"pair": pair, "choice": "left", "voter": names[0]}
+        assert error_of(await client.post("/v1/arena/votes", json=answer)) == (422, "bad_input")
 
 
 @in_loop

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import logging
 import random
@@ -38,6 +39,8 @@ from dina_lrm.serve.arena.tickets import NONCE_BYTES, Showing, TicketOffice
 from dina_lrm.serve.errors import UnavailableError
 
 REMEMBERED_VOTERS = 10_000
+# What passes: files or memory that others have taken, a disk elsewhere. All else stays, and would be tried for ever.
+MOMENTARY = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT)
 log = logging.getLogger(__name__)
 
 
@@ -205,6 +208,7 @@ class Arena:
 
         Raises:
             DataError: it cannot be read; its pairs are not shown again.
+            UnavailableError: it cannot be read now.
         """
         candidate = self._office.candidate(name)
         if candidate is None:
@@ -212,6 +216,8 @@ class Arena:
         try:
             return self.source.shown(candidate)
         except DinaError as error:
+            if _is_momentary(error):
+                raise UnavailableError("this picture of the arena cannot be read now; ask again later") from None
             if candidate not in self._unreadable:
                 log.warning("arena: %r cannot be shown and is set aside: %s", candidate, error)
             self._unreadable.add(candidate)
@@ -346,7 +352,7 @@ class Arena:
         return export_votes(folder, self.source, votes, self.store.voters(), encode, backbone or {})
 
     def export_json(self) -> Iterator[str]:
-        """Every vote as JSON, in parts."""
+        """Every vote as JSON, in parts; voters under sealed names."""
         yield f'{{"source": {json.dumps(self.source.name)}, "votes": ['
         between = ""
         for page in self.store.pages():
@@ -356,7 +362,7 @@ class Arena:
 
     def _public(self, vote: Vote) -> dict[str, Any]:
         left, right = map(self.source.public_name, vote.sides)
-        return {**asdict(vote), "left": left, "right": right}
+        return {**asdict(vote), "voter": self._office.voter(vote.voter), "left": left, "right": right}
 
     def look_ahead(self) -> None:
         """Have candidates scored in the background, inside a running event loop: of what was voted on, then of others."""
@@ -406,7 +412,7 @@ class Arena:
         try:
             found = await judge.utilities(prompt, candidates)
         except Exception as error:
-            if isinstance(error, UnavailableError) or judge.identity != identity:
+            if isinstance(error, UnavailableError) or _is_momentary(error) or judge.identity != identity:
                 raise  # not the candidates' fault
             if len(candidates) > 1:
                 for one in candidates:
@@ -461,3 +467,8 @@ class Arena:
         told = expected_information(judge.probability(margins), counts[:, 0], counts[:, 1], self.settings.prior_votes)
         best = (told >= told.max() * (1 - 1e-9)).nonzero().flatten().tolist()
         return pairs[rng.choice(best)]
+
+
+def _is_momentary(error: Exception) -> bool:
+    """Whether the machine could not read a picture just then, whatever the file holds."""
+    return isinstance(error.__cause__, OSError) and error.__cause__.errno in MOMENTARY
