@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -212,7 +213,9 @@ class RewardClient(_Client):
         self.close()
 
     def close(self) -> None:
-        """Close the connections."""
+        """Close the connections; of a process that is ending they are closed by its end."""
+        if sys.is_finalizing():
+            return
         wait(self._of_this_process().close())
 
     def ready(self) -> bool:

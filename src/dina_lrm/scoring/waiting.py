@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import threading
 from collections.abc import Coroutine
 from functools import cache
 from typing import Any, TypeVar
+
+from dina_lrm.errors import WorkError
 
 T = TypeVar("T")
 _starting = threading.Lock()
@@ -24,7 +27,13 @@ def wait(work: Coroutine[Any, Any, T]) -> T:
 
     Returns:
         Its result.
+
+    Raises:
+        WorkError: the interpreter is ending, and the loop's thread will never run again.
     """
+    if sys.is_finalizing():
+        work.close()
+        raise WorkError("a server cannot be asked while the interpreter is ending; ask before, or in an atexit handler")
     with _starting:
         loop = _loop()
     future = asyncio.run_coroutine_threadsafe(work, loop)
