@@ -164,8 +164,11 @@ class RewardFunctionSuite(AnswerSuite):
 
     def test_it_takes_what_the_protocol_names(self, function) -> None:
         for name in ("score", "score_state", "compare", "rank", "best_of"):
-            wanted = inspect.signature(getattr(RewardFunction, name)).parameters
-            taken = inspect.signature(getattr(type(function), name)).parameters
+            method = getattr(type(function), name)
+            protocol, own = inspect.signature(getattr(RewardFunction, name)), inspect.signature(method)
+            assert own.return_annotation == protocol.return_annotation, name
+            assert method.__qualname__ == f"{type(function).__name__}.{name}"
+            wanted, taken = protocol.parameters, own.parameters
             assert set(wanted) <= set(taken), name
             assert all(taken[one].default == wanted[one].default for one in wanted), name
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import io
 import json
 import pickle
+from typing import get_type_hints
 
 import httpx2
 import pytest
@@ -381,6 +383,13 @@ def test_a_client_goes_to_another_process_with_its_settings_and_keeps_its_key_to
     again = pickle.loads(pickle.dumps(client))
     assert again.address == client.address and again._line is not client._line
     assert "secret" not in repr(client.address)
+
+
+@pytest.mark.parametrize("kind", [RewardClient, AsyncRewardClient])
+def test_a_method_is_the_clients_own_and_tells_what_it_gives(kind):
+    assert get_type_hints(kind.score)["return"] is Reward and get_type_hints(kind.rank)["return"] is Ranking
+    assert pickle.loads(pickle.dumps(kind.score)) is kind.score
+    assert inspect.iscoroutinefunction(kind.score) == (kind is AsyncRewardClient)
 
 
 def test_cancelling_a_question_hangs_up():

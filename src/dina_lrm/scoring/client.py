@@ -13,7 +13,8 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from functools import wraps
+from functools import update_wrapper
+from inspect import signature
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import httpx2
@@ -21,12 +22,14 @@ import torch
 
 from dina_lrm.errors import InputError
 from dina_lrm.scoring.calls import Call, Calls
+from dina_lrm.scoring.protocol import RewardFunction
 from dina_lrm.scoring.retries import Effort, Patience, reason, refusal, retry_after, worth_another_try
 from dina_lrm.scoring.waiting import wait
 from dina_lrm.scoring.wire import BLOB_TYPE
 
 T = TypeVar("T")
 P = ParamSpec("P")
+M = TypeVar("M", bound=Callable[..., Any])
 CONNECT_SECONDS = 10.0
 
 
@@ -152,10 +155,24 @@ class _Client:
         self._line, self._process = Line(address, transport), os.getpid()
 
 
+def _named_for(client: str, build: Callable[..., Call[Any]]) -> Callable[[M], M]:
+    """A method's name and signature: what it is built from gives a call, and what it gives is the protocol's answer."""
+
+    def named(ask: M) -> M:
+        method: Any = update_wrapper(ask, build, ("__name__", "__doc__"))
+        answer = getattr(RewardFunction, build.__name__).__annotations__["return"]
+        method.__qualname__ = f"{client}.{build.__name__}"
+        method.__annotations__ = {**build.__annotations__, "return": answer}
+        method.__signature__ = signature(build).replace(return_annotation=answer)
+        return ask
+
+    return named
+
+
 def _waited(build: Callable[Concatenate[Calls, P], Call[T]]) -> Callable[Concatenate[RewardClient, P], T]:
     """A method of the client that waits for its answer."""
 
-    @wraps(build)
+    @_named_for("RewardClient", build)
     def ask(self: RewardClient, /, *args: P.args, **kwargs: P.kwargs) -> T:
         return self._ask(build(self.address.calls, *args, **kwargs))
 
@@ -170,7 +187,7 @@ def _awaited(
     Requests are built in a thread, because pictures are compressed and tensors copied; under the caller's gradient mode.
     """
 
-    @wraps(build)
+    @_named_for("AsyncRewardClient", build)
     async def ask(self: AsyncRewardClient, /, *args: P.args, **kwargs: P.kwargs) -> T:
         with_gradient = torch.is_grad_enabled()
 
