@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ from diffusers.utils import logging
 
 from dina_lrm.errors import InputError
 from dina_lrm.runtime.hub import fetch, read_json
+
+# For the while of a load the libraries swap parts of torch for all threads: another load would be left without weights.
+_loading = threading.RLock()
 
 VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
 
@@ -27,9 +31,10 @@ class Encoders:
 
 @contextmanager
 def reasons(what: str) -> Iterator[None]:
-    """What a library raises inside becomes an `InputError` with the reason."""
+    """What a library raises while it loads becomes an `InputError` with the reason; one thread loads at a time."""
     try:
-        yield
+        with _loading:
+            yield
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{what} could not be loaded ({reason}); is it complete?") from error
