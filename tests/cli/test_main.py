@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from typer.main import get_command
 
 import dina_lrm
 from dina_lrm.cli import main as door
@@ -22,6 +23,15 @@ def test_without_a_verb_comes_the_help(dina) -> None:
 def test_each_verb_has_help_and_json(dina, verb: str) -> None:
     ran = dina(verb, "--help")
     assert ran.status == 0 and "--json" in ran.out
+
+
+@pytest.mark.parametrize("verb", list(get_command(door.app).commands))
+def test_the_help_shows_every_word_of_every_option(dina, monkeypatch, verb: str) -> None:
+    """Brackets in a help text would be taken for markup, and not shown."""
+    monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", 1000)
+    shown = " ".join(dina(verb, "--help").out.split())
+    options = get_command(door.app).commands[verb].params
+    assert [option.name for option in options if " ".join((option.help or "").split()) not in shown] == []
 
 
 def test_version(dina) -> None:

@@ -47,7 +47,7 @@ def calibrate(
     ],
     split: Annotated[str, typer.Option("--split", help="Pairs that the model has not learned from.")] = "validation",
     sigmas: Annotated[
-        str | None, typer.Option("--sigmas", metavar="S,S,...", help="Levels. [default: 0.05, 0.1, 0.2, ... 0.9]")
+        str | None, typer.Option("--sigmas", metavar="S,S,...", help="Levels (default: 0.05, 0.1, 0.2, ... 0.9).")
     ] = None,
     draws: Annotated[
         int, typer.Option("--draws", metavar="N", min=1, help="Of noise at every level; adaptive tests need 4 or more.")

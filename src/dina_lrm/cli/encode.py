@@ -22,12 +22,12 @@ def encode(
     out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Preference folder to write.")],
     images: Annotated[
         Path | None,
-        typer.Option("--images", metavar="ROOT", help="What paths are relative to. [default: the table's folder]"),
+        typer.Option("--images", metavar="ROOT", help="What paths are relative to (default: the table's folder)."),
     ] = None,
     form: Annotated[
         str | None,
         typer.Option(
-            "--format", metavar="F", help="rows, hpdv3, hpdv2, image_reward or pick_a_pic. [default: told by the keys]"
+            "--format", metavar="F", help="rows, hpdv3, hpdv2, image_reward or pick_a_pic (default: told by the keys)."
         ),
     ] = None,
     split: Annotated[str, typer.Option("--split", help="Of rows that name none.")] = "train",
@@ -37,7 +37,7 @@ def encode(
     ] = 0.0,
     side: Annotated[
         int | None,
-        typer.Option("--side", metavar="PIXELS", help="Of the squares that are encoded. [default: the base's own]"),
+        typer.Option("--side", metavar="PIXELS", help="Of the squares that are encoded (default: the base's own)."),
     ] = None,
     preview: Annotated[
         int, typer.Option("--preview", metavar="PIXELS", min=0, help="Of small pictures kept; 0: none.")

@@ -38,14 +38,14 @@ def evaluate(
             "--task", metavar="NAME|FILE", help="emoji, emoji_unseen_style, ...; a task file; or a preference folder."
         ),
     ],
-    split: Annotated[str | None, typer.Option("--split", help="Of the pairs. [default: the task's]")] = None,
+    split: Annotated[str | None, typer.Option("--split", help="Of the pairs (default: the task's).")] = None,
     sigma: SigmaOption = None,
     ensemble: EnsembleOption = None,
     fusion: Annotated[
-        FusionRule | None, typer.Option("--fusion", help="How levels are joined. [default: the task's]")
+        FusionRule | None, typer.Option("--fusion", help="How levels are joined (default: the task's).")
     ] = None,
     draws: DrawsOption = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Of the noise. [default: the task's]")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Of the noise (default: the task's).")] = None,
     max_prompts: Annotated[
         int | None, typer.Option("--max-prompts", metavar="N", min=1, help="Only so many prompts.")
     ] = None,

@@ -43,7 +43,7 @@ BaseOption = Annotated[
     typer.Option(
         "--base",
         metavar="B",
-        help="Base pipeline: folder, owner/name or owner/name@revision. [default: the one that the model names]",
+        help="Base pipeline: folder, owner/name or owner/name@revision (default: the one that the model names).",
     ),
 ]
 RevisionOption = Annotated[
@@ -51,7 +51,7 @@ RevisionOption = Annotated[
 ]
 PromptOption = Annotated[str, typer.Option("--prompt", metavar="TEXT", help="The text that was asked for.")]
 SigmaOption = Annotated[
-    float | None, typer.Option("--sigma", metavar="S", help=f"One noise level in 0..1. [default: {DEFAULT_SIGMA}]")
+    float | None, typer.Option("--sigma", metavar="S", help=f"One noise level in 0..1 (default: {DEFAULT_SIGMA}).")
 ]
 EnsembleOption = Annotated[
     str | None, typer.Option("--ensemble", metavar="S,S,...", help="Several noise levels, e.g. 0.2,0.5,0.7.")

@@ -31,8 +31,8 @@ HostsOption = Annotated[
     typer.Option(
         "--allow-host",
         metavar="NAME",
-        help="Answer to this name of the server, those of this machine, and no others; may be given again. "
-        "[default: any, and those of this machine alone where only it can ask, without keys]",
+        help="Answer to this name of the server, those of this machine, and no others; may be given again "
+        "(default: any, and those of this machine alone where only it can ask, without keys).",
     ),
 ]
 ArenaOption = Annotated[
@@ -48,12 +48,12 @@ SplitOption = Annotated[
     typer.Option(
         "--arena-split",
         metavar="SPLIT",
-        help="Show only the prompts of this split of the arena's preference folder. [default: all]",
+        help="Show only the prompts of this split of the arena's preference folder (default: all).",
     ),
 ]
 VotesOption = Annotated[
     Path | None,
-    typer.Option("--votes", metavar="FILE", help=f"Where votes are kept. [default: FOLDER.{VOTES}]"),
+    typer.Option("--votes", metavar="FILE", help=f"Where votes are kept (default: FOLDER.{VOTES})."),
 ]
 KeyFileOption = Annotated[
     Path | None, typer.Option("--api-key-file", help="API keys, one a line; or set DINA_LRM_API_KEYS=KEY,KEY.")
@@ -76,7 +76,7 @@ def serve(
             "--base",
             "--base-model-path",
             metavar="B",
-            help="Base pipeline of all models: folder, owner/name or owner/name@revision. [default: what each model names]",
+            help="Base pipeline of all models: folder, owner/name or owner/name@revision (default: what each model names).",
         ),
     ] = None,
     revision: RevisionOption = None,
