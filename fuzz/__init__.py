@@ -5,5 +5,5 @@
     python -m fuzz.guided --inputs 200000     the same readers under atheris, which follows the branches they take
 
 Everything is drawn from `--seed`. An input that crashes something, or is answered with 5xx, is written to `fuzz/failures/`.
-schemathesis and atheris come with the extra `fuzz`.
+schemathesis and atheris come with the extra `fuzz`: `pip install -e '.[fuzz]'`.
 """

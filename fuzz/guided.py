@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from fuzz.tally import FAILURES, say
+from fuzz.tally import FAILURES, need, say
 
 READERS = ("blob", "form", "words")
 
@@ -89,6 +89,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--reader", choices=READERS, help="this one alone, in this process")
     arguments = parser.parse_args()
+    need("atheris")
     if arguments.reader:
         child(arguments.reader, arguments.inputs, arguments.seed)
     failed = 0

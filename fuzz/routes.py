@@ -26,7 +26,7 @@ from pathlib import Path
 
 from fuzz.corpus import GOLDEN, Seed, blob_seeds, protocol_seeds, word_seeds
 from fuzz.mutations import Mutator
-from fuzz.tally import MOST_GROWTH, OF_THE_PARSER, SHARES, Tally, resident_mib, say, told_shares
+from fuzz.tally import MOST_GROWTH, OF_THE_PARSER, SHARES, Tally, need, resident_mib, say, told_shares
 from tests.serve.arena_folders import picture_folder
 
 PATIENCE = 120
@@ -280,6 +280,7 @@ def main() -> int:
     parser.add_argument("--inputs", type=int, default=50_000)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    need("schemathesis")
     warnings.simplefilter("ignore")
     rng, tally = random.Random(arguments.seed), Tally()
     started, sizes = time.monotonic(), []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import sys
 from collections import Counter
@@ -94,3 +95,16 @@ def say(text: str) -> None:
     """To whoever watches."""
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
+
+
+def need(package: str) -> None:
+    """End here, with the line to type, where a package of the extra is not installed.
+
+    Args:
+        package: by its name in Python.
+
+    Raises:
+        SystemExit: it is not.
+    """
+    if importlib.util.find_spec(package) is None:
+        raise SystemExit(f"{package} is not installed: pip install -e '.[fuzz]'")

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import random
+import subprocess
+import sys
+from types import ModuleType
 
 import pytest
 
+from fuzz import guided, routes
 from fuzz.mutations import Mutator
 from fuzz.tally import Tally
 from fuzz.wire import app_of, ask_routes, read_blobs
@@ -36,3 +41,17 @@ def test_the_same_seed_spoils_in_the_same_way(seed: int) -> None:
     first, second = (Mutator(random.Random(seed)) for _ in range(2))
     value = {"a": [1, "b"], "c": {"d": None}}
     assert [first.json(value) for _ in range(50)] == [second.json(value) for _ in range(50)]
+
+
+def test_the_package_says_what_there_is_to_run() -> None:
+    ran = subprocess.run([sys.executable, "-m", "fuzz"], capture_output=True, text=True, check=True)
+    assert all(f"python -m fuzz.{name}" in ran.stdout for name in ("wire", "routes", "guided"))
+
+
+@pytest.mark.parametrize(("module", "package"), [(routes, "schemathesis"), (guided, "atheris")])
+def test_a_missing_package_is_told_in_one_line_with_the_extra(monkeypatch, module: ModuleType, package: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["fuzz"])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit) as end:
+        module.main()
+    assert end.value.code == f"{package} is not installed: pip install -e '.[fuzz]'"
