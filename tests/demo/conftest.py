@@ -24,7 +24,7 @@ TINY = Budget(
     profile_sigmas=(0.1, 0.7),
     samples=3,
     rankings=1,
-    candidates=2,
+    candidates=3,
     encoded_pictures=2,
 )
 
@@ -48,7 +48,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
             prompt = f"{split} thing {number}"
             ids = [f"{split}-{number}-{place}" for place in range(4)]
             for place, name in enumerate(ids):
-                kind = "generator" if place % 2 else "real"
+                kind = "generator" if place else "real"
                 latents.append(torch.randn(16, 8, 8, generator=generator) + place)
                 candidates.append(
                     Candidate(

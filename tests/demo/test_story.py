@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -57,7 +58,7 @@ def test_report_and_results_agree(told):
     assert results.world.transformer_blocks == 6 and results.world.kept_blocks == 5
     assert results.encoding.pictures == 2
     assert [run.backbone for run in results.training] == ["pretrained", "random"]
-    assert [(best.n, best.prompts) for best in results.best_of] == [(2, 2), (2, 2)]
+    assert [(best.n, best.prompts) for best in results.best_of] == [(3, 2), (3, 2)]
     assert len(results.times) == 7  # the report cannot know how long it takes itself
 
 
@@ -66,7 +67,17 @@ def test_the_model_can_be_loaded_and_the_named_pictures_are_there(told):
     assert RewardModel.from_pretrained(out / "model").config.backbone.depth == 5
     commands = json.loads((out / "results.json").read_text())["commands"]
     assert [command.split()[1] for command in commands] == ["score", "compare", "info"]
-    assert len(list((out / "pictures").glob("*.png"))) == 2
+    assert all(Path(word).is_file() for command in commands[:2] for word in shlex.split(command) if ".png" in word)
+
+
+def test_the_pictures_of_the_first_ranking_are_a_folder_for_voters(told):
+    pytest.importorskip("fastapi")
+    from dina_lrm.serve.arena import open_source
+
+    out, _ = told
+    source = open_source(out / "pictures")
+    assert {prompt: len(candidates) for prompt, candidates in source.by_prompt.items()} == {"test thing 0": 3}
+    assert len(list((out / "pictures").glob("*.png"))) == 3
 
 
 def test_a_second_run_does_nothing_twice(told, world):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from dina_lrm.evals import SigmaProfile
 from dina_lrm.report import (
     DemoResults,
     EncodingFacts,
+    RankedPrompt,
     SplitFacts,
     TableRow,
     TrainingFacts,
@@ -209,14 +211,20 @@ class _Demo:
         return rank_candidates(self.models["main"], self.data, self.budget, self.seed)
 
     def write(self, results: DemoResults) -> Path:
-        """The report, and as files the pictures that its commands name."""
+        """The report, and as a folder for `serve --arena` the pictures of the first ranking."""
         shown = {s.picture for s in results.samples} | {p.picture for r in results.rankings for p in r.pictures}
         pictures = {name: preview_png(self.data, name) for name in sorted(shown)}
-        for name in _ends(results.rankings):
-            path = self._picture_path(name)
+        for ranking in results.rankings[:1]:
+            self._write_candidates(ranking, pictures)
+        return write_report(results, pictures, self.out)
+
+    def _write_candidates(self, ranking: RankedPrompt, pictures: Mapping[str, bytes]) -> None:
+        paths = {name: self._picture_path(name) for name in sorted(row.picture for row in ranking.pictures)}
+        for name, path in paths.items():
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(pictures[name])
-        return write_report(results, pictures, self.out)
+        line = {"prompt": ranking.prompt, "images": [path.name for path in paths.values()]}
+        (self.out / "pictures" / "prompts.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
 
     def _picture_path(self, name: str) -> Path:
         return self.out / "pictures" / f"{name}.png"
