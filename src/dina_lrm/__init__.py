@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from dina_lrm.errors import (
         BaseMismatchError,
+        BaseUnavailableError,
         CheckpointError,
         ConfigError,
         DataError,
@@ -36,6 +37,7 @@ __all__ = [
     "Adaptive",
     "AsyncRewardClient",
     "BaseMismatchError",
+    "BaseUnavailableError",
     "Calibration",
     "CheckpointError",
     "Comparison",
@@ -67,6 +69,7 @@ _HOMES = {
     "Adaptive": "dina_lrm.noise",
     "AsyncRewardClient": "dina_lrm.scoring.client",
     "BaseMismatchError": _ERRORS,
+    "BaseUnavailableError": _ERRORS,
     "Calibration": "dina_lrm.preference",
     "CheckpointError": _ERRORS,
     "Comparison": _TYPES,

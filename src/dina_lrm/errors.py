@@ -6,6 +6,7 @@
     │   ├── ValueRangeError     a number lies outside what is accepted, or is not finite
     │   ├── ConfigError         a configuration has an unknown key or a value of the wrong kind
     │   ├── ImageError          a picture cannot be read
+    │   ├── BaseUnavailableError    the base pipeline, or a part of it, cannot be had
     │   ├── DataError           a data folder, shard or table is missing, corrupt or of another schema
     │   └── CheckpointError     a model folder is missing, corrupt, incomplete or not a model
     │       └── BaseMismatchError   the base pipeline is not the one the checkpoint was trained on
@@ -42,6 +43,10 @@ class ConfigError(InputError):
 
 class ImageError(InputError):
     """A picture cannot be read."""
+
+
+class BaseUnavailableError(InputError):
+    """The base pipeline, or a part of it, cannot be had: it is out of reach or incomplete."""
 
 
 class DataError(InputError):

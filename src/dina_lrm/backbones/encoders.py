@@ -12,7 +12,7 @@ from typing import Any
 from diffusers import SchedulerMixin
 from diffusers.utils import logging
 
-from dina_lrm.errors import InputError
+from dina_lrm.errors import BaseUnavailableError
 from dina_lrm.runtime.hub import fetch, read_json
 
 # For the while of a load the libraries swap parts of torch for all threads: another load would be left without weights.
@@ -31,13 +31,13 @@ class Encoders:
 
 @contextmanager
 def reasons(what: str) -> Iterator[None]:
-    """What a library raises while it loads becomes an `InputError` with the reason; one thread loads at a time."""
+    """What a library raises while it loads becomes a `BaseUnavailableError` with the reason; one thread loads at a time."""
     try:
         with _loading:
             yield
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{what} could not be loaded ({reason}); is it complete?") from error
+        raise BaseUnavailableError(f"{what} could not be loaded ({reason}); is it complete?") from error
 
 
 @contextmanager
@@ -66,7 +66,7 @@ def require_tokenizers(base: str, revision: str | None) -> None:
     """Each tokenizer that a pipeline names is there: without its files the library makes an empty one and reads nonsense.
 
     Raises:
-        InputError: naming the first that is missing.
+        BaseUnavailableError: naming the first that is missing.
     """
     index = read_json(base, "model_index.json", revision) or {}
     for name, entry in index.items():
@@ -76,6 +76,6 @@ def require_tokenizers(base: str, revision: str | None) -> None:
             and named
             and not any(fetch(base, f"{name}/{file}", revision) for file in VOCABULARIES)
         ):
-            raise InputError(
+            raise BaseUnavailableError(
                 f"base {base!r} lacks {name}/ with its vocabulary ({', '.join(VOCABULARIES)}); is the download complete?"
             )

@@ -20,10 +20,12 @@ _NO_MATTER = {"calibration", "likelihood", "notes", "provenance", "files"}  # to
 def fingerprint(network: RewardNetwork, config: ModelConfig) -> str:
     """Hash of all that a candidate's utility depends on.
 
-    The weights themselves are read, since a published folder names no hashes of its files.
+    The weights themselves are read, since a published folder names no hashes of its files; and nothing but them, so that a
+    base that has gone out of reach since changes nothing.
 
     Args:
-        network: its head, and what it does not share with its base; the base is told by its name and signature.
+        network: its head, and what it does not share with its base; the base is told by its name and a few numbers of each
+            of its tensors.
         config: how the network is asked.
 
     Returns:
@@ -31,10 +33,15 @@ def fingerprint(network: RewardNetwork, config: ModelConfig) -> str:
     """
     backbone = network.backbone
     own = backbone.network_state() if config.backbone.weights == "own" else {}
+    base = {name: value for name, value in backbone.network.named_parameters() if ".lora_" not in name}
     told = {
         "config": config.model_dump(mode="json", exclude=_NO_MATTER),
         "weights": [_digest(part) for part in (network.head.state_dict(), backbone.adapter_state(), own)],
-        "base": [backbone.base, backbone.revision, backbone.signature()],
+        "base": [
+            backbone.base,
+            backbone.revision,
+            _digest({name: value.flatten()[:8] for name, value in base.items()}),
+        ],
         "dtype": str(backbone.dtype),
     }
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()

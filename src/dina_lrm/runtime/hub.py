@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dina_lrm.errors import InputError
+from dina_lrm.errors import BaseUnavailableError, InputError
 
 
 def fetch(repository: str, name: str, revision: str | None = None) -> Path | None:
@@ -26,11 +26,11 @@ def fetch(repository: str, name: str, revision: str | None = None) -> Path | Non
     except LocalEntryNotFoundError as error:
         if _is_cached(repository, revision):  # the hub is out of reach, and of what was downloaded this is no part
             return None
-        raise InputError(hub_reason(repository, revision, error)) from error
+        raise BaseUnavailableError(hub_reason(repository, revision, error)) from error
     except RemoteEntryNotFoundError:
         return None
     except (HFValidationError, OSError, ValueError) as error:
-        raise InputError(hub_reason(repository, revision, error)) from error
+        raise BaseUnavailableError(hub_reason(repository, revision, error)) from error
 
 
 def _is_cached(repository: str, revision: str | None) -> bool:

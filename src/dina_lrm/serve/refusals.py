@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from dina_lrm import errors
-from dina_lrm.errors import DinaError, InputError, WorkError
+from dina_lrm.errors import BaseUnavailableError, DinaError, InputError, WorkError
 from dina_lrm.scoring.wire import JSON_TYPE, ErrorBody, ErrorReply
 from dina_lrm.serve.errors import (
     DeadlineError,
@@ -84,6 +84,8 @@ def refusal_of(error: Exception, input_status: int = 422) -> Refusal:
             return Refusal(404, "unknown_model", str(error))
         case NameTakenError():
             return Refusal(409, "name_taken", str(error))
+        case BaseUnavailableError():
+            return Refusal(503, "base_unavailable", str(error), {"retry-after": "10"})
         case InputError():
             raised = type(error) if type(error) in vars(errors).values() else None
             return Refusal(input_status, "bad_input", str(error), raised=raised)
