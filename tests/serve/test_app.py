@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
+import re
 import threading
 import warnings
 from typing import Any
@@ -713,3 +714,11 @@ async def test_the_log_tells_of_all_models_that_answer_a_request(golden_model, h
     facts = heard.records[-1].facts
     assert sorted(facts["model"].split(", ")) == ["tiny", "wide"] and facts["samples"] == 3
     assert sorted(facts["prompts"]) == ["a", long] and facts["prompts_cut"] == 1
+
+
+@in_loop
+async def test_a_field_that_is_not_known_is_answered_with_those_that_are(golden_model) -> None:
+    async with serving(golden_model) as client:
+        response = await client.post("/v1/score_images", json={"prompt": "a", "images": words()["images"]})
+    assert response.status_code == 422
+    assert re.match("prompt is not known here; a request may hold .*prompts", response.json()["error"]["message"])

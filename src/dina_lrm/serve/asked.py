@@ -159,6 +159,8 @@ def read_json(kind: type[R], text: str | bytes | bytearray, schema_status: int =
             raise Refusal(400, "bad_json", f"the request is not JSON: {first['ctx']['error']}") from error
         place = ".".join(str(part) for part in first["loc"] if part not in ("constrained-int", "constrained-float"))
         message = f"{place or 'the request'}: {first['msg'][:1].lower()}{first['msg'][1:]}"
+        if first["type"] == "extra_forbidden" and len(first["loc"]) == 1:
+            message = f"{place} is not known here; a request may hold {', '.join(kind.model_fields)}"
         more = f" (and {count - 1} more)" if count > 1 else ""
         raise Refusal(schema_status, "bad_input", f"{message}{more}") from error
 

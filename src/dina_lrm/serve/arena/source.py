@@ -210,6 +210,8 @@ def open_source(folder: str | Path, split: str | None = None) -> CandidateSource
         DataError: neither, or one that is not whole.
     """
     folder = Path(folder)
+    if folder.is_file():
+        raise DataError(f"{folder} is a file; give the folder that it lies in, {folder.parent}")
     if (folder / PROMPTS_FILE).is_file():
         if split is not None:
             raise DataError(f"{folder} has {PROMPTS_FILE} and no splits; leave out split {split!r}")

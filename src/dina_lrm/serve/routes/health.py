@@ -16,6 +16,7 @@ def health_router(desk: Desk) -> APIRouter:
     """`/healthz` and `/metrics`."""
     router = APIRouter(tags=["health"])
 
+    @router.head("/healthz", include_in_schema=False)
     @router.get("/healthz", response_model=HealthReply, responses={503: {"model": HealthReply}})
     async def healthz() -> Response:
         """200 when the default model answers; 503 while it is loaded, or the server is being stopped."""

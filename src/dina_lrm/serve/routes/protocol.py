@@ -63,7 +63,7 @@ def _check_headers(http: Request) -> None:
     require_type(http, BLOB_TYPE)
     version = http.headers.get(PROTOCOL_HEADER)
     if version != PROTOCOL_VERSION:
-        told = f"header {PROTOCOL_HEADER} must be {PROTOCOL_VERSION}, got {version!r:.40}"
+        told = f"header {PROTOCOL_HEADER} must be {PROTOCOL_VERSION}, got {'none' if version is None else repr(version)[:40]}"
         raise Refusal(426, "wrong_protocol_version", told, {PROTOCOL_HEADER: PROTOCOL_VERSION})
 
 
