@@ -237,6 +237,14 @@ def test_a_long_prompt_is_cut_aloud_where_the_encoder_that_reads_furthest_ends(b
     assert len(told) == 1
 
 
+def test_a_larger_length_is_not_advised_where_clip_alone_reads(backbone, monkeypatch):
+    pipeline = backbone._text_pipeline()
+    monkeypatch.setattr(pipeline, "text_encoder_3", None)
+    monkeypatch.setattr(backbone, "_text_pipeline", lambda: pipeline)
+    with pytest.warns(PromptCutWarning, match="and 75 are read: cut off was .*; shorten it$"):
+        backbone.encode_prompts([" ".join(f"w{i}" for i in range(200))], 1)
+
+
 def test_a_prompt_that_fits_is_no_news(backbone):
     backbone.encode_prompts(["a cat"], 128)
 

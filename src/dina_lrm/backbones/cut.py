@@ -15,22 +15,23 @@ def tokens_of(tokenizer: Any, prompt: str) -> list[int]:
     return found
 
 
-def tell_of_cut(tokenizer: Any, room: int, prompt: str, length: int) -> None:
+def tell_of_cut(tokenizer: Any, room: int, prompt: str, length: int, more_helps: bool) -> None:
     """Warn of what is cut off a prompt, if anything is.
 
     Args:
         tokenizer: of the encoder.
         room: tokens that it reads.
         prompt: in words.
-        length: the `max_sequence_length` that this follows from.
+        length: the `max_sequence_length` that it was asked with.
+        more_helps: whether a larger one would read more.
     """
     tokens = tokens_of(tokenizer, prompt)
     if len(tokens) > room:
         cut = tokenizer.decode(tokens[max(room, 0) :])
+        larger = f", or use a larger max_sequence_length (now {length}) where the model was trained with it"
         warnings.warn(
             f"prompt {shortened(prompt)!r} has {len(tokens)} tokens and {room} are read: cut off was "
-            f"{shortened(cut)!r}; shorten it, or use a larger max_sequence_length (now {length}) where the model "
-            "was trained with it",
+            f"{shortened(cut)!r}; shorten it{larger if more_helps else ''}",
             PromptCutWarning,
             stacklevel=3,
         )

@@ -275,8 +275,10 @@ class PipelineBackbone(Backbone):
         length = self.config.max_sequence_length if max_sequence_length is None else max_sequence_length
         pipeline = self._text_pipeline()
         tokenizer, room = self.reader(pipeline, length)
+        # CLIP's positions are all that there are, whatever length is asked for.
+        more_helps = self.reader(pipeline, length + 1 + max(room, 1))[1] > room
         for prompt in prompts:
-            tell_of_cut(tokenizer, room, prompt, length)
+            tell_of_cut(tokenizer, room, prompt, length, more_helps)
         encoders = [part for name, part in pipeline.components.items() if name.startswith("text_encoder")]
         with torch.no_grad(), quiet(self.pipeline_class.__module__), adapters_off(encoders):
             # A list of its own: some pipelines write into the one they are given.
