@@ -124,6 +124,8 @@ def test_a_path_that_is_absolute_is_refused(tmp_path: Path) -> None:
 def test_a_folder_of_neither_kind_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no preference folder.*or put prompts\.jsonl there"):
         open_source(tmp_path)
+    with pytest.raises(DataError, match=r"give the folder that it lies in, .*own$"):
+        open_source(picture_folder(tmp_path / "own") / "prompts.jsonl")
     with pytest.raises(DataError, match="no splits"):
         open_source(picture_folder(tmp_path / "own"), "test")
     (tmp_path / "own" / "prompts.jsonl").write_bytes(b"\xff\xfe")

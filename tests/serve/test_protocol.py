@@ -138,9 +138,12 @@ async def test_health_is_503_until_the_model_is_there(golden_model) -> None:
     async with serving(None) as client:
         response = await client.get("/healthz")
         assert (response.status_code, response.json()) == (503, {"status": "loading"})
+        assert (await client.head("/healthz")).status_code == 503
         client.pool.add("tiny", golden_model)
         response = await client.get("/healthz")
         assert (response.status_code, response.json()) == (200, {"status": "ready"})
+        head = await client.head("/healthz")
+        assert (head.status_code, head.headers["content-type"]) == (200, response.headers["content-type"])
 
 
 @in_loop

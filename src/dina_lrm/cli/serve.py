@@ -40,7 +40,7 @@ ArenaOption = Annotated[
     typer.Option(
         "--arena",
         metavar="FOLDER",
-        help="Let people compare these candidates: a preference folder, or prompts.jsonl.",
+        help="Let people compare these candidates: a preference folder, or a folder with prompts.jsonl.",
     ),
 ]
 SplitOption = Annotated[
