@@ -159,3 +159,21 @@ def test_samples_are_requests_of_protocol_1_with_the_local_score() -> None:
     answers = [Answer(i, 0.0, 0.0, 200, score) for i, score in enumerate((1.0, 2.5, 3.0))] + [Answer(3, 0.0, 0.0, 429)]
     assert bench.difference(answers) == 0.5
     assert bench.local_rate() > 0
+
+
+@pytest.mark.parametrize(
+    ("measure", "what"),
+    [
+        (lambda bench, server: serve._closed(bench, server, 2, 1), "2 clients"),
+        (lambda b, s: serve._lone(b, s, 2), "a lone"),
+    ],
+)
+def test_a_load_whose_requests_failed_is_no_row(monkeypatch: pytest.MonkeyPatch, measure, what: str) -> None:
+    answers = [Answer(0, 0.0, 0.0, 429), Answer(1, 0.0, 0.0, 0, error="EOFError: gone"), Answer(1, 0.0, 0.1, 200, 1.0)]
+    counts = {f"{name}_{kind}": 0.0 for name in ("service_seconds", "queue_seconds") for kind in ("sum", "count")}
+    monkeypatch.setattr(serve, "_load", lambda *_: (answers, 1.0))
+    monkeypatch.setattr(serve, "_counts", lambda server: counts)
+    bench = SimpleNamespace(local_rate=lambda: 1.0, difference=lambda answers: 0.0)
+    with pytest.raises(RuntimeError, match=what) as failure:
+        measure(bench, None)
+    assert "2 of 3 requests failed: 1 x HTTP 429; 1 x EOFError: gone" in str(failure.value)
