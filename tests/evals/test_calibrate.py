@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dina_lrm.checkpoint import LawParametersConfig
-from dina_lrm.cli.calibrate import table_lines
+from dina_lrm.cli.calibrate import table_lines, verdict_line
 from dina_lrm.data import PreferenceData
 from dina_lrm.errors import DataError, ValueRangeError
 from dina_lrm.evals import CalibrationReport, CalibrationSettings, calibrate, check_latent_space, held_out_pairs
@@ -175,6 +175,38 @@ def test_a_half_that_bears_no_fit_leaves_the_fit_standing(
     assert CalibrationReport.model_validate_json(report.model_dump_json()) == report
     lines = table_lines(told)
     assert "->" in lines[3] and "not judged after the fit: the first half" in lines[-1]
+    assert report.nll_change is None and verdict_line(report).endswith("it was not judged")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ece", "told"),
+    [
+        (-0.2, -0.1, 0.01, "better than the trained law: NLL"),
+        (-0.2, 0.1, 0.01, "not distinguishable from the trained law: NLL"),
+        (0.1, 0.2, 0.9, "worse than the trained law: NLL"),
+        (-0.2, -0.1, 0.9, "better than the trained law by NLL, and not by ECE: NLL"),
+    ],
+)
+def test_one_line_says_whether_the_fit_is_better(
+    model: RewardModel, data: PreferenceData, low: float, high: float, ece: float, told: str
+) -> None:
+    report = calibrate(model, data, SETTINGS, quiet=True)
+    rows = report.calibration.quality
+    change = [row.after.nll - row.before.nll for row in rows if row.after is not None]
+    assert report.nll_change is not None and report.nll_change.value == pytest.approx(sum(change) / len(rows), abs=1e-6)
+    judged = tuple(
+        row.model_copy(
+            update={
+                "after": row.before.model_copy(update={"ece": ece}),
+                "before": row.before.model_copy(update={"ece": 0.5}),
+            }
+        )
+        for row in rows
+    )
+    estimate = report.nll_change.model_copy(update={"low": low, "high": high})
+    calibration = report.calibration.model_copy(update={"quality": judged})
+    line = verdict_line(report.model_copy(update={"calibration": calibration, "nll_change": estimate}))
+    assert f"the fit is {told}" in line and "->" in line
 
 
 def test_k_is_told_where_the_votes_tell_it(

@@ -105,6 +105,7 @@ def calibrate(
         for line in table_lines(report.calibration):
             print(line)
         print(target)
+        print(verdict_line(report))
 
 
 def _target(model: str, out: Path | None) -> Path:
@@ -172,3 +173,21 @@ def table_lines(calibration: CalibrationConfig) -> list[str]:
     if calibration.not_judged is not None:
         lines.append(f"not judged after the fit: {calibration.not_judged}")
     return lines
+
+
+def verdict_line(report: CalibrationReport) -> str:
+    """Whether the fit tells votes better than the law that the model was trained under, on prompts that it has not seen."""
+    change = report.nll_change
+    rows = [(row.before, row.after) for row in report.calibration.quality if row.after is not None]
+    if change is None or not rows:
+        return "whether the fit is better than the trained law is not known: it was not judged"
+    before, after = (sum(one.ece for one in column) / len(rows) for column in zip(*rows, strict=True))
+    if change.low <= 0 <= change.high:
+        found = "not distinguishable from the trained law"
+    else:
+        found = "better than the trained law" if change.high < 0 else "worse than the trained law"
+        found += "" if (after < before) == (change.high < 0) else " by NLL, and not by ECE"
+    return (
+        f"on prompts that it has not seen the fit is {found}: NLL {change.value:+.4f} ({change.low:+.4f} to "
+        f"{change.high:+.4f}), ECE {before:.4f} -> {after:.4f}, means over {len(rows)} ways of asking"
+    )

@@ -92,11 +92,20 @@ class CalibrationCurve(Card):
 
 
 class CalibrationReport(Card):
-    """What was fitted, how well it does, and the curves behind the numbers."""
+    """What was fitted, how well it does, and the curves behind the numbers.
+
+    Attributes:
+        model: its name.
+        calibration: what was fitted.
+        curves: by way of asking.
+        nll_change: log loss of the fit less that of the law the model was trained under, mean over ways of asking; None where
+            the fit was not judged.
+    """
 
     model: str
     calibration: CalibrationConfig
     curves: tuple[CalibrationCurve, ...]
+    nll_change: AccuracyEstimate | None = None
 
 
 @dataclass(frozen=True)
@@ -141,8 +150,10 @@ def calibrate(
     folds, not_judged = _folds(pairs)
     judged = [_judge(pairs, way, model.likelihood.choice(), folds) for way in _ways(pairs)]
     told = _config(fitted, pairs, settings, f"{data.folder.name}, {settings.split}")
-    told = told.model_copy(update={"quality": tuple(quality for quality, _ in judged), "not_judged": not_judged})
-    return CalibrationReport(model=name, calibration=told, curves=tuple(curve for _, curve in judged))
+    qualities, curves, changes = zip(*judged, strict=True)
+    told = told.model_copy(update={"quality": qualities, "not_judged": not_judged})
+    change = AccuracyEstimate.of(clustered_mean(torch.stack(changes).mean(0), pairs.prompt)) if folds else None
+    return CalibrationReport(model=name, calibration=told, curves=curves, nll_change=change)
 
 
 @torch.no_grad()
@@ -234,7 +245,8 @@ def _folds(pairs: HeldOut) -> tuple[list[tuple[Tensor, TabulatedThurstone]], str
 
 def _judge(
     pairs: HeldOut, way: _Way, own: Likelihood, folds: Sequence[tuple[Tensor, TabulatedThurstone]]
-) -> tuple[CalibrationQuality, CalibrationCurve]:
+) -> tuple[CalibrationQuality, CalibrationCurve, Tensor]:
+    """Quality, curve, and how the log loss of each pair changes `[m]`: zero where nothing was fitted."""
     sigmas = tuple(pairs.sigmas[place] for place in way.places)
     margin = pairs.mean_margin(way.places, way.draws)
     sides: dict[int, dict[str, Tensor]] = {}
@@ -261,7 +273,8 @@ def _judge(
         vote_entropy=float(entropy),
         **scores,
     )
-    return quality, CalibrationCurve(label=way.label, **curves)
+    losses = [soft_nll(sides[1][when], sides[-1][when], pairs.target) for when in sides[1]]
+    return quality, CalibrationCurve(label=way.label, **curves), losses[-1] - losses[0]
 
 
 def _score(curve: Reliability, log_prob: Tensor, log_prob_other: Tensor, pairs: HeldOut) -> CalibrationScore:
