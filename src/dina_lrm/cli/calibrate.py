@@ -189,5 +189,5 @@ def verdict_line(report: CalibrationReport) -> str:
         found += "" if (after < before) == (change.high < 0) else " by NLL, and not by ECE"
     return (
         f"on prompts that it has not seen the fit is {found}: NLL {change.value:+.4f} ({change.low:+.4f} to "
-        f"{change.high:+.4f}), ECE {before:.4f} -> {after:.4f}, means over {len(rows)} ways of asking"
+        f"{change.high:+.4f}), ECE {before:.4f} -> {after:.4f}, each the mean over ways of asking"
     )
