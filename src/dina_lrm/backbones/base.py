@@ -252,24 +252,29 @@ class Backbone(nn.Module, ABC):
 
     def add_adapter(self, adapter: AdapterConfig) -> None:
         """Inject LoRA; the base is frozen, the adapter is float32 whatever the base's dtype."""
-        from peft import LoraConfig, inject_adapter_in_model
+        from peft import inject_adapter_in_model
 
-        targets = list(adapter.target_modules or self.default_adapter_targets)
-        lora = LoraConfig(
-            r=adapter.rank,
-            lora_alpha=adapter.alpha,
-            target_modules=targets,
-            exclude_modules=list(adapter.exclude_modules) or None,
-            init_lora_weights="gaussian",
-        )
+        lora = self.lora_config(adapter)
         self.network.requires_grad_(False)
         try:
             inject_adapter_in_model(lora, self.network, adapter_name=ADAPTER_NAME)
         except ValueError as error:
-            raise ConfigError(f"target_modules {targets} fit no layer of this backbone") from error
+            raise ConfigError(f"target_modules {sorted(lora.target_modules)} fit no layer of this backbone") from error
         for name, parameter in self.network.named_parameters():
             if "lora_" in name:
                 parameter.data = parameter.data.float()
+
+    def lora_config(self, adapter: AdapterConfig) -> Any:
+        """An adapter in peft's terms."""
+        from peft import LoraConfig
+
+        return LoraConfig(
+            r=adapter.rank,
+            lora_alpha=adapter.alpha,
+            target_modules=list(adapter.target_modules or self.default_adapter_targets),
+            exclude_modules=list(adapter.exclude_modules) or None,
+            init_lora_weights="gaussian",
+        )
 
     def merge_adapter(self) -> None:
         """Add `alpha / rank * B A` to the base weights, in float32 whatever their dtype, and drop the branches.

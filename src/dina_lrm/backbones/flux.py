@@ -10,10 +10,18 @@ from typing import Any
 
 import torch
 from diffusers import FluxPipeline, FluxTransformer2DModel
-from torch import nn
+from torch import Tensor, nn
 
 from dina_lrm.backbones.base import BackboneConfig
-from dina_lrm.backbones.network import JOINT_ATTENTION, TRAIN_TIMESTEPS, NetworkFacts, NoNorm, NoProjection
+from dina_lrm.backbones.network import (
+    JOINT_ATTENTION,
+    TRAIN_TIMESTEPS,
+    NetworkFacts,
+    NoNorm,
+    NoProjection,
+    set_even_levels,
+    unpacked,
+)
 from dina_lrm.backbones.pipeline import PipelineBackbone
 from dina_lrm.backbones.tape import Reading, output_as, streams_as
 from dina_lrm.types import Conditioning, NoisedState
@@ -73,11 +81,11 @@ class FluxBackbone(PipelineBackbone):
             *(Reading(blocks[tap - 1], streams_as(tap, image=1, text=0)) for tap in taps),
         ]
 
-    def run(self, state: NoisedState, conditioning: Conditioning) -> None:
+    def run(self, state: NoisedState, conditioning: Conditioning) -> Any:
         latents, embeds = state.noised_latents, conditioning.prompt_embeds
         batch, channels, height, width = latents.shape
         rows, columns = height // PATCH, width // PATCH
-        self.network(
+        return self.network(
             hidden_states=FluxPipeline._pack_latents(latents, batch, channels, height, width),
             timestep=(state.sigma * TRAIN_TIMESTEPS).to(latents.dtype) / TRAIN_TIMESTEPS,
             guidance=torch.full_like(state.sigma, GUIDANCE) if self._sizes.guidance_embeds else None,
@@ -87,6 +95,12 @@ class FluxBackbone(PipelineBackbone):
             img_ids=FluxPipeline._prepare_latent_image_ids(batch, rows, columns, embeds.device, embeds.dtype),
             return_dict=False,
         )
+
+    def flow(self, output: Any, state: NoisedState) -> Tensor:
+        return unpacked(output[0], state.noised_latents.shape)
+
+    def set_levels(self, scheduler: Any, num_steps: int, settings: dict[str, Any]) -> None:
+        set_even_levels(scheduler, num_steps, settings)
 
     def encode(self, pipeline: Any, prompts: list[str], length: int) -> Conditioning:
         embeds, pooled, _ = pipeline.encode_prompt(

@@ -189,3 +189,17 @@ def _read(places: Mapping[str, Path]) -> Iterator[tuple[str, Tensor]]:
                         yield left.pop(0), value
         except (SafetensorError, OSError) as error:
             raise InputError(f"{path} cannot be read as safetensors ({error}); copy or download it again") from error
+
+
+def load_scheduler(base: str, revision: str | None) -> Any:
+    """The scheduler of a pipeline folder or hub id.
+
+    Raises:
+        InputError: there is none.
+    """
+    import diffusers
+
+    config = read_json(base, "scheduler/scheduler_config.json", revision)
+    if config is None:
+        raise InputError(f"base {base!r} has no scheduler/scheduler_config.json; is it complete?")
+    return getattr(diffusers, config["_class_name"]).from_config(config)

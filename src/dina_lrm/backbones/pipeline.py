@@ -14,20 +14,20 @@ from typing import Any, ClassVar, Self
 
 import torch
 from diffusers import AutoModel, DiffusionPipeline
-from torch import Tensor, nn
+from torch import Tensor
 
 from dina_lrm.backbones.base import Backbone, BackboneConfig
 from dina_lrm.backbones.cut import tell_of_cut, tokens_of
 from dina_lrm.backbones.encoders import Encoders, quiet, reasons, require_tokenizers, untouched
-from dina_lrm.backbones.loading import cast, load_network, read_network_config, variant_of
-from dina_lrm.backbones.network import NetworkFacts
-from dina_lrm.backbones.sharing import adapters_off, give_own_storage, shared, unwrapped
+from dina_lrm.backbones.loading import cast, load_network, load_scheduler, read_network_config, variant_of
+from dina_lrm.backbones.network import NetworkFacts, sampler_levels
+from dina_lrm.backbones.sharing import adapters_off, give_own_storage, shared, unwrapped, without_storage
 from dina_lrm.backbones.tape import Reading, Tape, record
 from dina_lrm.errors import BaseMismatchError, ConfigError, InputError, ShapeError, ValueRangeError
 from dina_lrm.noise import ForwardProcess, RectifiedFlow
 from dina_lrm.runtime.hub import read_json
 from dina_lrm.runtime.memory import peak_bytes
-from dina_lrm.types import Conditioning, Features, NoisedState, check_sigma
+from dina_lrm.types import Conditioning, Features, NoisedState
 
 
 def name_of(pipeline: Any) -> str:
@@ -98,12 +98,24 @@ class PipelineBackbone(Backbone):
         """Where to read `image.TAP`, `text.TAP` and `temb` while the network runs."""
 
     @abstractmethod
-    def run(self, state: NoisedState, conditioning: Conditioning) -> None:
-        """Call the network as its own pipeline does; sigma becomes the timestep here and only here."""
+    def run(self, state: NoisedState, conditioning: Conditioning) -> Any:
+        """Call the network as its own pipeline does; sigma becomes the timestep here and only here.
+
+        Returns:
+            The output of the network's last layer, which means something only where nothing was cut.
+        """
 
     @abstractmethod
     def encode(self, pipeline: Any, prompts: list[str], length: int) -> Conditioning:
         """Ask the pipeline's own text encoders, at most `length` tokens of the long one."""
+
+    def flow(self, output: Any, state: NoisedState) -> Tensor:
+        """The network's output as a velocity `[b c h w]`, the derivative of the noised latents by sigma.
+
+        Raises:
+            ConfigError: the network was trained to predict something else.
+        """
+        raise ConfigError(f"{type(self).__name__} predicts no velocity; a generator must be a flow-matching model")
 
     @classmethod
     def check_taps(cls, config: BackboneConfig, sizes: Any) -> None:
@@ -126,6 +138,7 @@ class PipelineBackbone(Backbone):
         dtype: torch.dtype = torch.float32,
         revision: str | None = None,
         random_seed: int | None = None,
+        whole: bool = False,
     ) -> Self:
         """From a pipeline folder, a hub id or a loaded pipeline, which is left as it was.
 
@@ -138,6 +151,7 @@ class PipelineBackbone(Backbone):
             dtype: of the base weights.
             revision: of the hub repository; text encoders, VAE and scheduler are of the same.
             random_seed: a seed gives the same network with random weights instead: the control of an experiment.
+            whole: keep every block and the output layers, for `velocity`.
 
         Raises:
             InputError: nothing that diffusers can load is there.
@@ -147,7 +161,8 @@ class PipelineBackbone(Backbone):
 
         def cut(network: Any) -> None:
             cls.check_taps(config, network.config)
-            cls.cut(network, config)
+            if not whole:
+                cls.cut(network, config)
 
         if isinstance(base, str):
             name, sizes = base, cls.read_sizes(base, revision)
@@ -217,14 +232,29 @@ class PipelineBackbone(Backbone):
         return read_network_config(base, cls.part, cls.network_class, revision)
 
     def features(self, state: NoisedState, conditioning: Conditioning) -> Features:
+        return self.read(*self._taken(state, conditioning))
+
+    def velocity(self, state: NoisedState, conditioning: Conditioning) -> Tensor:
+        """What the whole network predicts, `d x / d sigma = noise - latents`; differentiable in all it depends on.
+
+        Args:
+            state: noised latents.
+            conditioning: of each.
+
+        Returns:
+            `[b c h w]`, float32, or float64 if the network is.
+
+        Raises:
+            ConfigError: the network was trained to predict something else.
+        """
+        velocity = self.flow(self.run(*self._taken(state, conditioning)), state)
+        return velocity.float() if velocity.itemsize < 4 else velocity  # steps add up differences that half loses
+
+    def _taken(self, state: NoisedState, conditioning: Conditioning) -> tuple[NoisedState, Conditioning]:
+        """Checked, in the network's dtype; sigma and the mask stay as they are."""
         self.check(state, conditioning)
         dtype = self.dtype
-        typed = Conditioning(
-            conditioning.prompt_embeds.to(dtype),
-            None if conditioning.pooled_prompt_embeds is None else conditioning.pooled_prompt_embeds.to(dtype),
-            conditioning.prompt_mask,
-        )
-        return self.read(NoisedState(state.noised_latents.to(dtype), state.sigma), typed)
+        return NoisedState(state.noised_latents.to(dtype), state.sigma), conditioning.to(dtype=dtype)
 
     def read(self, state: NoisedState, conditioning: Conditioning) -> Features:
         """Run the network and read the taps; `features` without its checks and casts."""
@@ -242,32 +272,7 @@ class PipelineBackbone(Backbone):
         )
 
     def check(self, state: NoisedState, conditioning: Conditioning) -> None:
-        """Refuse latents and embeddings that are not this backbone's.
-
-        Raises:
-            ShapeError: naming what was expected.
-            ValueRangeError: sigma outside [0, 1].
-        """
-        facts, shape = self.facts, list(state.noised_latents.shape)
-        axes = "h w" if self.latent_axes == 4 else "f h w"
-        if len(shape) != self.latent_axes or shape[1] != facts.latent_channels:
-            raise ShapeError(f"latents must be [b {facts.latent_channels} {axes}] for this backbone, got {shape}")
-        multiple, limit = facts.latent_multiple, facts.max_latent_side
-        if any(side % multiple for side in shape[-2:]) or (limit is not None and max(shape[-2:]) > limit):
-            up_to = "" if limit is None else f" up to {limit}"
-            raise ShapeError(f"latent sides must be multiples of {multiple}{up_to}, got {shape[-2]} x {shape[-1]}")
-        if len(conditioning) != len(state):
-            raise ShapeError(f"{len(state)} states need as many prompts, got {len(conditioning)}")
-        if conditioning.prompt_embeds.shape[-1] != facts.prompt_width:
-            raise ShapeError(
-                f"prompt_embeds must have width {facts.prompt_width} for this backbone, "
-                f"got {list(conditioning.prompt_embeds.shape)}"
-            )
-        pooled = conditioning.pooled_prompt_embeds
-        if facts.pooled_width is not None and (pooled is None or pooled.shape[-1] != facts.pooled_width):
-            told = "none" if pooled is None else list(pooled.shape)
-            raise ShapeError(f"pooled_prompt_embeds must have width {facts.pooled_width} for this backbone, got {told}")
-        check_sigma(state.sigma)
+        self.facts.check(state, conditioning, self.latent_axes)
 
     def encode_prompts(self, prompts: Sequence[str], max_sequence_length: int | None = None) -> Conditioning:
         if isinstance(prompts, str) or not prompts or not all(isinstance(p, str) for p in prompts):
@@ -291,18 +296,8 @@ class PipelineBackbone(Backbone):
 
     def meta_twin(self) -> Self:
         """The same backbone with the shapes of its weights and none of their storage: what costs are counted on."""
-        known: dict[int, Any] = {}
-        for module in self.network.modules():
-            for name, value in [*vars(module).items(), *module._parameters.items(), *module._buffers.items()]:
-                if isinstance(value, nn.Parameter):
-                    known[id(value)] = nn.Parameter(value.detach().to("meta"), value.requires_grad)
-                elif isinstance(value, Tensor) and not name.startswith("_"):
-                    known[id(value)] = value.to("meta")
         twin = copy.copy(self)
-        network = copy.deepcopy(self.network, known)
-        for module in network.modules():
-            module.__dict__.pop("forward", None)  # a compiled one is bound to the module that it was made of
-        twin._modules = {"network": network}
+        twin._modules = {"network": without_storage(self.network)}
         return twin
 
     def example(
@@ -361,11 +356,10 @@ class PipelineBackbone(Backbone):
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         vae = self._autoencoder()
-        with torch.no_grad():
-            standard = self.to_vae(latents)
-            shift, scale = self.shift_and_scale(standard)
-            raw = (standard / scale + shift).to(vae.device, vae.dtype)
-            pixels: Tensor = self.from_vae(vae.decode(raw, return_dict=False)[0])
+        standard = self.to_vae(latents)
+        shift, scale = self.shift_and_scale(standard)
+        raw = (standard / scale + shift).to(vae.device, vae.dtype)
+        pixels: Tensor = self.from_vae(vae.decode(raw, return_dict=False)[0])
         return (pixels / 2 + 0.5).clamp(0, 1).to(self.device)
 
     def to_vae(self, tensor: Tensor) -> Tensor:
@@ -390,16 +384,31 @@ class PipelineBackbone(Backbone):
         sigmas: Tensor = self.scheduler().sigmas
         return sigmas
 
+    def sampler_sigmas(self, num_steps: int, latents_shape: Sequence[int]) -> Tensor:
+        """The noise levels that the pipeline samples at.
+
+        Args:
+            num_steps: network evaluations.
+            latents_shape: of one sample `(c, h, w)`; where levels are shifted by the picture's size.
+
+        Returns:
+            `[num_steps + 1]`, falling, the last 0.
+
+        Raises:
+            ConfigError: the scheduler is not one of flow matching.
+            ValueRangeError: no steps.
+        """
+        return sampler_levels(self.scheduler(), self.set_levels, num_steps, latents_shape, self.facts.latent_multiple)
+
+    def set_levels(self, scheduler: Any, num_steps: int, settings: dict[str, Any]) -> None:
+        """Set a scheduler as the pipeline does before it samples."""
+        scheduler.set_timesteps(num_steps, **settings)
+
     def scheduler(self) -> Any:
         """The base's scheduler as it stands before any sampling."""
         if not isinstance(self._source, str):
             return type(self._source.scheduler).from_config(self._source.scheduler.config)
-        import diffusers
-
-        config = read_json(self._source, "scheduler/scheduler_config.json", self.revision)
-        if config is None:
-            raise InputError(f"base {self.base!r} has no scheduler/scheduler_config.json; is it complete?")
-        return getattr(diffusers, config["_class_name"]).from_config(config)
+        return load_scheduler(self._source, self.revision)
 
     def drop_encoders(self) -> None:
         if isinstance(self._source, str):

@@ -11,7 +11,15 @@ from diffusers import QwenImagePipeline, QwenImageTransformer2DModel
 from torch import Tensor, nn
 
 from dina_lrm.backbones.base import BackboneConfig
-from dina_lrm.backbones.network import JOINT_ATTENTION, TRAIN_TIMESTEPS, NetworkFacts, NoNorm, NoProjection
+from dina_lrm.backbones.network import (
+    JOINT_ATTENTION,
+    TRAIN_TIMESTEPS,
+    NetworkFacts,
+    NoNorm,
+    NoProjection,
+    set_even_levels,
+    unpacked,
+)
 from dina_lrm.backbones.pipeline import PipelineBackbone
 from dina_lrm.backbones.tape import Reading, output_as, streams_as
 from dina_lrm.types import Conditioning, NoisedState
@@ -65,10 +73,10 @@ class QwenImageBackbone(PipelineBackbone):
             *(Reading(net.transformer_blocks[tap - 1], streams_as(tap, image=1, text=0)) for tap in taps),
         ]
 
-    def run(self, state: NoisedState, conditioning: Conditioning) -> None:
+    def run(self, state: NoisedState, conditioning: Conditioning) -> Any:
         latents, mask = state.noised_latents, conditioning.prompt_mask
         batch, channels, height, width = latents.shape
-        self.network(
+        return self.network(
             hidden_states=QwenImagePipeline._pack_latents(latents, batch, channels, height, width),
             timestep=(state.sigma * TRAIN_TIMESTEPS).to(latents.dtype) / TRAIN_TIMESTEPS,
             guidance=None,
@@ -77,6 +85,12 @@ class QwenImageBackbone(PipelineBackbone):
             img_shapes=[[(1, height // PATCH, width // PATCH)]] * batch,
             return_dict=False,
         )
+
+    def flow(self, output: Any, state: NoisedState) -> Tensor:
+        return unpacked(output[0], state.noised_latents.shape)
+
+    def set_levels(self, scheduler: Any, num_steps: int, settings: dict[str, Any]) -> None:
+        set_even_levels(scheduler, num_steps, settings)
 
     def encode(self, pipeline: Any, prompts: list[str], length: int) -> Conditioning:
         embeds, mask = pipeline.encode_prompt(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
-from torch import nn
+from torch import Tensor, nn
 
 from dina_lrm.backbones.base import BackboneConfig
 from dina_lrm.backbones.network import JOINT_ATTENTION, TRAIN_TIMESTEPS, NetworkFacts, NoNorm, NoProjection
@@ -77,14 +77,18 @@ class Sd3Backbone(PipelineBackbone):
             *(Reading(net.transformer_blocks[tap - 1], streams_as(tap, image=1, text=0)) for tap in taps),
         ]
 
-    def run(self, state: NoisedState, conditioning: Conditioning) -> None:
-        self.network(
+    def run(self, state: NoisedState, conditioning: Conditioning) -> Any:
+        return self.network(
             hidden_states=state.noised_latents,
             timestep=state.sigma * TRAIN_TIMESTEPS,
             encoder_hidden_states=conditioning.prompt_embeds,
             pooled_projections=conditioning.pooled_prompt_embeds,
             return_dict=False,
         )
+
+    def flow(self, output: Any, state: NoisedState) -> Tensor:
+        velocity: Tensor = output[0]
+        return velocity
 
     def encode(self, pipeline: Any, prompts: list[str], length: int) -> Conditioning:
         if pipeline.text_encoder_3 is None and length > 1 and not isinstance(self._source, str):

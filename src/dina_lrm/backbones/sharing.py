@@ -134,3 +134,18 @@ def give_own_storage(network: nn.Module) -> None:
         module._buffers = {
             name: buffer if buffer is None else buffer.clone() for name, buffer in module._buffers.items()
         }
+
+
+def without_storage(network: nn.Module) -> nn.Module:
+    """A copy with the shapes of the weights, on the meta device."""
+    known: dict[int, Any] = {}
+    for module in network.modules():
+        for name, value in [*vars(module).items(), *module._parameters.items(), *module._buffers.items()]:
+            if isinstance(value, nn.Parameter):
+                known[id(value)] = nn.Parameter(value.detach().to("meta"), value.requires_grad)
+            elif isinstance(value, Tensor) and not name.startswith("_"):
+                known[id(value)] = value.to("meta")
+    copied = copy.deepcopy(network, known)
+    for module in copied.modules():
+        module.__dict__.pop("forward", None)  # a compiled one is bound to the module that it was made of
+    return copied

@@ -111,8 +111,8 @@ class UnetBackbone(PipelineBackbone):
         image = tuple(tape[f"image.{tap}"] for tap in self.config.image_taps)
         return Features(image, (conditioning.prompt_embeds,), tape["temb"])
 
-    def run(self, state: NoisedState, conditioning: Conditioning) -> None:
-        self.network(
+    def run(self, state: NoisedState, conditioning: Conditioning) -> Any:
+        return self.network(
             state.noised_latents,
             self.timestep(state.sigma),
             encoder_hidden_states=conditioning.prompt_embeds,

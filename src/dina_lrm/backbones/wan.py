@@ -86,13 +86,17 @@ class WanBackbone(PipelineBackbone):
             *(Reading(net.blocks[tap - 1], output_as(f"image.{tap}")) for tap in self.config.image_taps if tap),
         ]
 
-    def run(self, state: NoisedState, conditioning: Conditioning) -> None:
-        self.network(
+    def run(self, state: NoisedState, conditioning: Conditioning) -> Any:
+        return self.network(
             hidden_states=state.noised_latents,
             timestep=state.sigma * TRAIN_TIMESTEPS,
             encoder_hidden_states=conditioning.prompt_embeds,
             return_dict=False,
         )
+
+    def flow(self, output: Any, state: NoisedState) -> Tensor:
+        velocity: Tensor = output[0]
+        return velocity
 
     def schedule_sigmas(self) -> Tensor:
         config = self.scheduler().config

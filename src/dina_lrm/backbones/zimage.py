@@ -14,7 +14,7 @@ from diffusers import ZImagePipeline, ZImageTransformer2DModel
 from torch import Tensor, nn
 
 from dina_lrm.backbones.base import BackboneConfig
-from dina_lrm.backbones.network import TRAIN_TIMESTEPS, NetworkFacts, NoProjection
+from dina_lrm.backbones.network import TRAIN_TIMESTEPS, NetworkFacts, NoProjection, set_even_levels
 from dina_lrm.backbones.pipeline import PipelineBackbone
 from dina_lrm.backbones.tape import Reading, Tape, output_as
 from dina_lrm.types import Conditioning, Features, NoisedState
@@ -86,16 +86,23 @@ class ZImageBackbone(PipelineBackbone):
             places < _lengths(conditioning).unsqueeze(1),
         )
 
-    def run(self, state: NoisedState, conditioning: Conditioning) -> None:
+    def run(self, state: NoisedState, conditioning: Conditioning) -> Any:
         captions = list(conditioning.prompt_embeds)
         if conditioning.prompt_mask is not None:
             captions = [embeds[mask] for embeds, mask in zip(captions, conditioning.prompt_mask, strict=True)]
-        self.network(
+        return self.network(
             list(state.noised_latents.unsqueeze(2)),
             (TRAIN_TIMESTEPS - state.sigma * TRAIN_TIMESTEPS) / TRAIN_TIMESTEPS,
             captions,
             return_dict=False,
         )
+
+    def flow(self, output: Any, state: NoisedState) -> Tensor:
+        # It looks from noise to picture: its time runs the other way.
+        return -torch.stack(list(output[0])).squeeze(2)
+
+    def set_levels(self, scheduler: Any, num_steps: int, settings: dict[str, Any]) -> None:
+        set_even_levels(scheduler, num_steps, settings)
 
     def encode(self, pipeline: Any, prompts: list[str], length: int) -> Conditioning:
         captions, _ = pipeline.encode_prompt(

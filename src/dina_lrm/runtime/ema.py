@@ -51,12 +51,17 @@ class Ema:
         self._averages = {name: p.detach().float().clone() for name, p in self._parameters.items()}
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Take one step towards the present values."""
+    def update(self, decay: float | None = None) -> None:
+        """Take one step towards the present values.
+
+        Args:
+            decay: of this step; None takes the warmed one.
+        """
         averages = list(self._averages.values())
         if averages:
             values = [p.detach().float() for p in self._parameters.values()]
-            torch._foreach_lerp_(averages, values, 1 - warmed_decay(self.decay, self.num_updates))
+            decay = warmed_decay(self.decay, self.num_updates) if decay is None else decay
+            torch._foreach_lerp_(averages, values, 1 - decay)
         self.num_updates += 1
 
     @contextmanager
