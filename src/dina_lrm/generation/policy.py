@@ -1,0 +1,137 @@
+"""A generator that learns: an adapter of its own on a pipeline's network, whose weights exist once.
+
+The network is a twin: modules of its own on the pipeline's storage. A reward model that was loaded from the same pipeline is
+another, so neither's adapter is seen, switched or trained by the other, and the pipeline itself stays as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dina_lrm.backbones import AdapterConfig, BackboneConfig, available_backbones
+from dina_lrm.backbones.pipeline import PipelineBackbone
+from dina_lrm.backbones.registry import backbone_class
+from dina_lrm.backbones.sharing import adapters_off
+from dina_lrm.checkpoint.tensor_files import read_tensors
+from dina_lrm.errors import ConfigError
+from dina_lrm.runtime.files import atomic_folder
+from dina_lrm.types import Conditioning, NoisedState
+
+__all__ = ["Policy", "kind_of"]
+
+WEIGHTS_FILE = "pytorch_lora_weights.safetensors"
+
+
+def kind_of(pipeline: Any) -> str:
+    """The name of the backbone whose network a pipeline has.
+
+    Raises:
+        ConfigError: none is known for it.
+    """
+    network = type(getattr(pipeline, "transformer", None) or getattr(pipeline, "unet", None)).__name__
+    for kind in available_backbones():
+        if backbone_class(kind).network_class.__name__ == network:
+            return kind
+    raise ConfigError(f"no generator is known for a {type(pipeline).__name__} with a {network}")
+
+
+class Policy(nn.Module):
+    """The whole network of a flow-matching pipeline with LoRA; called, it gives velocities.
+
+    Attributes:
+        backbone: the network uncut, with the pipeline's encoders and VAE.
+        pipeline: whose weights it reads; left as it was.
+    """
+
+    def __init__(self, pipeline: Any, adapter: AdapterConfig | None = None) -> None:
+        """Put a fresh adapter on a loaded pipeline's network; fresh, it changes nothing.
+
+        Args:
+            pipeline: of a flow-matching model.
+            adapter: rank and targets; None takes rank 32, alpha 64 on attention.
+
+        Raises:
+            ConfigError: no flow-matching network that is known here, or one that holds somebody's adapter already.
+        """
+        super().__init__()
+        kind = kind_of(pipeline)
+        self.pipeline = pipeline
+        known = backbone_class(kind)
+        held = getattr(known.network_of(pipeline), "peft_config", {})
+        if held:
+            raise ConfigError(
+                f"the pipeline holds adapters already ({', '.join(held)}), which a policy's twin of its weights would leave "
+                "out; fuse them (pipeline.fuse_lora) or unload them first"
+            )
+        config = BackboneConfig(
+            kind=kind, image_taps=(0,), text_taps=(0,), adapter=adapter or AdapterConfig(rank=32, alpha=64)
+        )
+        self.backbone: PipelineBackbone = known.load(
+            config, pipeline, dtype=known.network_of(pipeline).dtype, whole=True
+        )
+
+    def forward(self, state: NoisedState, conditioning: Conditioning) -> Tensor:
+        """Velocity `d x / d sigma` `[b c h w]`, float32.
+
+        Args:
+            state: noised latents and their sigma.
+            conditioning: of each.
+        """
+        return self.backbone.velocity(state, conditioning)
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Inside, the policy is the generator that it began as."""
+        with adapters_off([self.backbone.network]):
+            yield
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return self.backbone.device
+
+    @property
+    def trained(self) -> dict[str, nn.Parameter]:
+        """What is learned, by plain names."""
+        return {name: value for name, value in self.backbone.named_parameters() if value.requires_grad}
+
+    def sampling_pipeline(self) -> Any:
+        """A pipeline of the same parts that samples from the policy as it stands."""
+        parts: dict[str, Any] = dict(self.pipeline.components)
+        parts[self.backbone.part] = self.backbone.network
+        return type(self.pipeline)(**parts)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the adapter so that `pipeline.load_lora_weights(folder)` reads it; whole or not at all.
+
+        Args:
+            folder: is replaced.
+        """
+        part = self.backbone.part
+        assert self.backbone.config.adapter is not None
+        metadata = self.backbone.lora_config(self.backbone.config.adapter).to_dict()
+        with atomic_folder(Path(folder)) as place:
+            type(self.pipeline).save_lora_weights(
+                place,
+                **{f"{part}_lora_layers": self.backbone.adapter_state()},
+                **{f"{part}_lora_adapter_metadata": metadata},
+            )
+
+    def load_adapter(self, folder: str | Path) -> None:
+        """Take up an adapter that `save_pretrained` wrote.
+
+        Args:
+            folder: of it.
+
+        Raises:
+            CheckpointError: missing, extra or wrongly shaped tensors.
+        """
+        tensors = read_tensors(Path(folder) / WEIGHTS_FILE)
+        prefix = f"{self.backbone.part}."
+        self.backbone.load_adapter_state({name.removeprefix(prefix): value for name, value in tensors.items()})
