@@ -1,0 +1,1 @@
+"""Preference optimisation of a generator with a reward."""
