@@ -145,3 +145,12 @@ def test_who_predicts_no_velocity_or_holds_adapters_is_refused(folders) -> None:
     pipeline.transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q"]), adapter_name="theirs")
     with pytest.raises(ConfigError, match="theirs"):
         Policy(pipeline)
+
+
+def test_decoding_makes_a_graph_only_for_latents_that_ask_for_one(folders) -> None:
+    backbone = Policy(loaded(folders["sd35"])).backbone
+    latents = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert not backbone.decode_latents(latents).requires_grad
+    asking = latents.clone().requires_grad_()
+    backbone.decode_latents(asking).sum().backward()
+    assert asking.grad is not None and asking.grad.abs().sum() > 0

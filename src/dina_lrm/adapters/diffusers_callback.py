@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from dina_lrm.adapters.sampler_levels import state_after
+from dina_lrm.backbones.network import unpacked
 from dina_lrm.errors import ConfigError, ShapeError, ValueRangeError
 from dina_lrm.scoring.protocol import RewardFunction
 from dina_lrm.types import Conditioning, NoisedState, Reward
@@ -141,8 +142,7 @@ class StepScores:
                 f"pictures of {self.height} x {self.width} have {rows} x {columns} tokens, the sampler has {tokens}; give the "
                 "height and width that it was given"
             )
-        grid = latents.view(batch, rows, columns, width // PATCH**2, PATCH, PATCH)
-        return grid.permute(0, 3, 1, 4, 2, 5).reshape(batch, width // PATCH**2, rows * PATCH, columns * PATCH)
+        return unpacked(latents, (batch, width // PATCH**2, rows * PATCH, columns * PATCH), PATCH)
 
 
 def _num_steps(pipeline: Any) -> int:

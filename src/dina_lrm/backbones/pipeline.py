@@ -110,11 +110,7 @@ class PipelineBackbone(Backbone):
         """Ask the pipeline's own text encoders, at most `length` tokens of the long one."""
 
     def flow(self, output: Any, state: NoisedState) -> Tensor:
-        """The network's output as a velocity `[b c h w]`, the derivative of the noised latents by sigma.
-
-        Raises:
-            ConfigError: the network was trained to predict something else.
-        """
+        """The network's output as a velocity `[b c h w]`; a `ConfigError` where it was trained to predict something else."""
         raise ConfigError(f"{type(self).__name__} predicts no velocity; a generator must be a flow-matching model")
 
     @classmethod
@@ -359,7 +355,9 @@ class PipelineBackbone(Backbone):
         standard = self.to_vae(latents)
         shift, scale = self.shift_and_scale(standard)
         raw = (standard / scale + shift).to(vae.device, vae.dtype)
-        pixels: Tensor = self.from_vae(vae.decode(raw, return_dict=False)[0])
+        # A caller's VAE may have weights that ask for gradients; only latents that do make a graph.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and latents.requires_grad):
+            pixels: Tensor = self.from_vae(vae.decode(raw, return_dict=False)[0])
         return (pixels / 2 + 0.5).clamp(0, 1).to(self.device)
 
     def to_vae(self, tensor: Tensor) -> Tensor:
