@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from dina_lrm.training import Trainer, assemble, snapshots
+from dina_lrm.runtime import snapshots
+from dina_lrm.training import Trainer, assemble
 from tests.training.fake import load_fake, make_config
 
 

@@ -8,8 +8,9 @@ from torch import nn
 
 from dina_lrm.backbones import AdapterConfig, BackboneConfig
 from dina_lrm.errors import ConfigError
+from dina_lrm.runtime.optimiser import build_optimiser, trainable_parameters
 from dina_lrm.training import OptimiserConfig, TrainConfig
-from dina_lrm.training.assemble import build_optimiser, load_network, random_base_seed, trainable_parameters
+from dina_lrm.training.assemble import load_network, random_base_seed
 
 ADAPTED = BackboneConfig(image_taps=(1,), text_taps=(1,), adapter=AdapterConfig(rank=2, alpha=4))
 

@@ -19,9 +19,9 @@ from dina_lrm.errors import CheckpointError, ConfigError, DataError, WorkError
 from dina_lrm.heads import MeanPoolHeadConfig
 from dina_lrm.runtime.accelerator import create_accelerator
 from dina_lrm.runtime.metrics_log import read_metrics
+from dina_lrm.runtime.snapshots import find_snapshots
 from dina_lrm.training import LevelsConfig, OptimiserConfig, ScheduleConfig, TrainConfig, Trainer, ValidationConfig
 from dina_lrm.training import run as run_module
-from dina_lrm.training.snapshots import find_snapshots
 from tests.training.fake import FakeBackbone
 
 Configure = Callable[..., TrainConfig]

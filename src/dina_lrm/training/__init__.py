@@ -1,6 +1,7 @@
 """Learn a reward."""
 
-from dina_lrm.training.config import LevelsConfig, OptimiserConfig, ScheduleConfig, TrainConfig, ValidationConfig
+from dina_lrm.runtime.optimiser import OptimiserConfig, ScheduleConfig
+from dina_lrm.training.config import LevelsConfig, TrainConfig, ValidationConfig
 from dina_lrm.training.step import StepResult, training_step
 from dina_lrm.training.trainer import Trainer
 

@@ -11,12 +11,11 @@ from pydantic import Field, model_validator
 from dina_lrm.backbones import BackboneConfig
 from dina_lrm.checkpoint import LikelihoodConfig, ThurstoneConfig
 from dina_lrm.config import Config
-from dina_lrm.errors import ConfigError
 from dina_lrm.heads import HeadConfig, QueryHeadConfig
 from dina_lrm.noise import Beta, Constant, Levels, LogitNormal, Mode, Power, Stratified, Uniform
 from dina_lrm.preference import Objective, fidelity, nll
 from dina_lrm.runtime.accelerator import MixedPrecision
-from dina_lrm.runtime.schedule import SCHEDULES, ScheduleName, num_warm_up_steps
+from dina_lrm.runtime.optimiser import OptimiserConfig, ScheduleConfig
 
 __all__ = ["LevelsConfig", "OptimiserConfig", "ScheduleConfig", "TrainConfig", "ValidationConfig"]
 
@@ -118,57 +117,6 @@ class LevelsConfig(Config):
         """The distribution itself."""
         law = self.law.build()
         return Stratified(law) if self.stratified else law
-
-
-class OptimiserConfig(Config):
-    """AdamW.
-
-    Attributes:
-        learning_rate: of the head.
-        adapter_learning_rate: of the adapter; None takes learning_rate.
-        weight_decay: of matrices; vectors (norms, biases, embeddings) decay never.
-        betas: of Adam's two averages.
-        max_grad_norm: the global norm is clipped to this, once per optimiser step; None never clips.
-    """
-
-    learning_rate: float = Field(5e-5, gt=0)
-    adapter_learning_rate: float | None = Field(None, gt=0)
-    weight_decay: float = Field(0.01, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
-    max_grad_norm: float | None = Field(1.0, gt=0)
-
-
-class ScheduleConfig(Config):
-    """The learning rate over optimiser steps.
-
-    Attributes:
-        kind: the shape after warm-up.
-        warm_up: an integer is steps, a number below 1 a fraction of all steps.
-    """
-
-    kind: ScheduleName = "cosine"
-    warm_up: int | float = 0.05
-
-    @model_validator(mode="after")
-    def _in_range(self) -> Self:
-        num_warm_up_steps(self.warm_up, 1)
-        return self
-
-    def check_fits(self, num_steps: int) -> None:
-        """Refuse a warm-up that never ends.
-
-        Raises:
-            ConfigError: it is longer than the run.
-        """
-        if (warm_up := num_warm_up_steps(self.warm_up, num_steps)) > num_steps:
-            raise ConfigError(
-                f"schedule.warm_up takes {warm_up} steps and the run {num_steps}, so the full learning rate is never "
-                "reached; warm up for fewer, or train for more"
-            )
-
-    def factor(self, step: int, num_steps: int) -> float:
-        """What the learning rate is multiplied by at a step, from 0."""
-        return SCHEDULES[self.kind](step, num_steps, num_warm_up_steps(self.warm_up, num_steps))
 
 
 class ValidationConfig(Config):

@@ -18,10 +18,11 @@ from dina_lrm.errors import DataError, WorkError
 from dina_lrm.runtime.accelerator import Accelerator, mean_over_processes
 from dina_lrm.runtime.ema import Ema
 from dina_lrm.runtime.files import sha256_file
-from dina_lrm.training.assemble import build_optimiser, load_network, random_base_seed, trainable_parameters
+from dina_lrm.runtime.optimiser import build_optimiser, trainable_parameters
+from dina_lrm.runtime.seeds import derive_seed, derived_generator
+from dina_lrm.runtime.snapshots import CHECKPOINTS, Snapshot, load_snapshot, prune_snapshots, save_snapshot
+from dina_lrm.training.assemble import load_network, random_base_seed
 from dina_lrm.training.config import TrainConfig
-from dina_lrm.training.seeds import derive_seed, derived_generator
-from dina_lrm.training.snapshots import CHECKPOINTS, Snapshot, load_snapshot, prune_snapshots, save_snapshot
 from dina_lrm.training.step import StepResult, training_step
 from dina_lrm.training.validation import Validation
 from dina_lrm.types import PreferenceBatch, PreferenceGroups
@@ -243,7 +244,7 @@ class TrainingRun:
 
     def load(self, snapshot: Snapshot, identity: dict[str, Any]) -> None:
         """Go back to where a snapshot was taken."""
-        progress = load_snapshot(snapshot, self._parameters, self._optimiser, self._ema, identity)
+        progress = load_snapshot(snapshot, self._parameters, self._optimiser, self._ema, identity).progress
         self.seconds = float(progress["seconds"])
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(progress["scaler"])

@@ -14,10 +14,10 @@ from dina_lrm.runtime.accelerator import any_process, create_accelerator
 from dina_lrm.runtime.files import atomic_write
 from dina_lrm.runtime.metrics_log import MetricsLog
 from dina_lrm.runtime.progress import ProgressBar
+from dina_lrm.runtime.snapshots import CHECKPOINTS, check_identity, choose_snapshot
 from dina_lrm.runtime.stop import StopRequest
 from dina_lrm.training.config import TrainConfig
 from dina_lrm.training.run import TrainingRun, run_identity
-from dina_lrm.training.snapshots import CHECKPOINTS, check_identity, choose_snapshot
 
 __all__ = ["Trainer"]
 

@@ -13,8 +13,8 @@ from dina_lrm.encoding import PromptTable
 from dina_lrm.metrics import pair_credit
 from dina_lrm.noise import ForwardProcess
 from dina_lrm.preference import Likelihood, nll
+from dina_lrm.runtime.seeds import derived_generator
 from dina_lrm.training.config import ValidationConfig
-from dina_lrm.training.seeds import derived_generator
 from dina_lrm.training.step import pair_utilities
 
 __all__ = ["LevelScore", "Validation"]

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dina_lrm.errors import CheckpointError, ConfigError
 from dina_lrm.runtime.ema import Ema
-from dina_lrm.training.assemble import build_optimiser
-from dina_lrm.training.config import OptimiserConfig
-from dina_lrm.training.snapshots import (
+from dina_lrm.runtime.optimiser import OptimiserConfig, build_optimiser
+from dina_lrm.runtime.snapshots import (
+    Resumed,
     Snapshot,
     check_identity,
     choose_snapshot,
@@ -31,6 +31,7 @@ class State:
         self.parameters = dict(nn.Linear(3, 2).named_parameters())
         self.optimiser = build_optimiser(self.parameters, OptimiserConfig(learning_rate=0.1))
         self.ema = Ema(self.parameters, 0.9)
+        self.memory: dict[str, Tensor] = {}
 
     def step(self, times: int = 1) -> None:
         for _ in range(times):
@@ -41,17 +42,28 @@ class State:
             self.ema.update()
 
     def save(self, folder: Path, step: int) -> Snapshot:
-        return save_snapshot(folder, step, self.parameters, self.optimiser, self.ema, IDENTITY, {"seconds": 1.5 * step})
+        return save_snapshot(
+            folder, step, self.parameters, self.optimiser, self.ema, IDENTITY, {"seconds": 1.5 * step}, self.memory
+        )
 
-    def load(self, snapshot: Snapshot) -> dict[str, float]:
+    def load(self, snapshot: Snapshot) -> Resumed:
         return load_snapshot(snapshot, self.parameters, self.optimiser, self.ema, IDENTITY)
+
+
+def test_what_else_is_remembered_comes_back(tmp_path: Path) -> None:
+    state = State(0)
+    state.step()
+    assert state.load(state.save(tmp_path, 1)).memory == {}
+    state.memory = {"old.weight": torch.arange(3.0)}
+    found = State(1).load(state.save(tmp_path, 2)).memory
+    assert found.keys() == {"old.weight"} and torch.equal(found["old.weight"], torch.arange(3.0))
 
 
 def test_what_is_loaded_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     first, second = State(0), State(1)
     first.step(3)
     snapshot = first.save(tmp_path, 3)
-    assert second.load(snapshot) == {"seconds": 4.5}
+    assert second.load(snapshot).progress == {"seconds": 4.5}
     for state in (first, second):
         state.step(2)
     for name, parameter in first.parameters.items():

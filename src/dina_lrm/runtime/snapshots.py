@@ -2,12 +2,13 @@
 
     OUT/checkpoints/step-000500/
       state.json                step, progress (seconds, loss scale), identity of the run, hashes of the files below
-      trainable.safetensors     raw float32 weights of adapter and head
+      trainable.safetensors     raw float32 weights of what is trained
       ema.safetensors           their averages, unless the run has none
       optimiser.safetensors     AdamW's state, `INDEX.NAME`
+      memory.safetensors        what else the run remembers, if anything
 
 A folder of that name is whole: it is staged under another name and renamed. No random state is stored, for every draw
-is a function of the seed and the step (`training.seeds`).
+is a function of the seed and the step (`runtime.seeds`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +32,7 @@ from dina_lrm.runtime.ema import Ema
 from dina_lrm.runtime.files import atomic_folder, sha256_file
 
 __all__ = [
+    "Resumed",
     "Snapshot",
     "check_identity",
     "choose_snapshot",
@@ -56,6 +59,19 @@ class Snapshot:
 
     folder: Path
     step: int
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """What a snapshot gave back beside weights and optimiser.
+
+    Attributes:
+        progress: JSON values.
+        memory: tensors, empty where none were kept.
+    """
+
+    progress: dict[str, Any]
+    memory: dict[str, Tensor]
 
 
 def find_snapshots(folder: Path) -> list[Snapshot]:
@@ -112,6 +128,7 @@ def save_snapshot(
     ema: Ema | None,
     identity: dict[str, Any],
     progress: dict[str, Any],
+    memory: Mapping[str, Tensor] | None = None,
 ) -> Snapshot:
     """Write a snapshot; it appears whole or not at all.
 
@@ -123,6 +140,7 @@ def save_snapshot(
         ema: their averages.
         identity: what must be the same for a run to go on from here, as JSON values.
         progress: what else the run must know to go on, as JSON values.
+        memory: the same as tensors.
     """
     tensors: dict[str, dict[str, Tensor]] = {
         "trainable.safetensors": {name: p.detach() for name, p in parameters.items()},
@@ -134,6 +152,8 @@ def save_snapshot(
     }
     if ema is not None:
         tensors["ema.safetensors"] = ema.state_dict()
+    if memory:
+        tensors["memory.safetensors"] = dict(memory)
     target = folder / f"step-{step:06d}"
     with atomic_folder(target) as staged:
         for name, values in tensors.items():
@@ -156,7 +176,7 @@ def load_snapshot(
     optimiser: Optimizer,
     ema: Ema | None,
     identity: dict[str, Any],
-) -> dict[str, Any]:
+) -> Resumed:
     """Put a run back where it stood.
 
     Args:
@@ -167,7 +187,7 @@ def load_snapshot(
         identity: of the run that wants to go on.
 
     Returns:
-        The progress that was saved.
+        The progress and memory that were saved.
 
     Raises:
         ConfigError: the snapshot is of another run; every key that differs is named.
@@ -190,7 +210,7 @@ def load_snapshot(
         index, _, name = key.partition(".")
         entries.setdefault(int(index), {})[name] = value
     optimiser.load_state_dict({"state": entries, "param_groups": optimiser.state_dict()["param_groups"]})
-    return dict(state["progress"])
+    return Resumed(dict(state["progress"]), tensors.get("memory.safetensors", {}))
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:

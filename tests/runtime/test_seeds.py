@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from dina_lrm.training.seeds import derive_seed, derived_generator
+from dina_lrm.runtime.seeds import derive_seed, derived_generator
 
 
 def test_a_seed_is_a_function_of_all_that_it_is_for() -> None:
