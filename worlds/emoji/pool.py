@@ -23,7 +23,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +41,7 @@ sys.path.insert(0, str(ROOT.parents[1] / "src"))
 from dina_lrm.data import Candidate, Origin, PairTable, PreferencePair, write_preference_data
 from dina_lrm.runtime.files import atomic_write
 from dina_lrm.worlds.damage import DAMAGES, damage
+from dina_lrm.worlds.emoji import seed_of, split_of
 from dina_lrm.worlds.oracle import Electorate, Oracle, Reading
 
 UNSEEN_DAMAGES = ("motion", "posterise", "desaturate", "swirl", "scramble", "smear")
@@ -125,11 +125,6 @@ class Entry:
     role: str  # right, style, near, far, damaged, unseen_damaged or generator
 
 
-def seed_of(*words: object) -> int:
-    """A seed that depends on nothing but the words."""
-    return int.from_bytes(hashlib.sha256(" / ".join(map(str, words)).encode()).digest()[:6], "big")
-
-
 class Art:
     """The art tables, by concept and style."""
 
@@ -151,13 +146,6 @@ class Art:
         for (concept, _), pixels in self.pixels.items():
             found[concept].append(pixels)
         return {concept: torch.stack(pictures) for concept, pictures in found.items()}
-
-
-@cache
-def split_of(concept: str) -> str:
-    """Which split may show a concept: 55 % train, 15 % validation, 30 % test and both out-of-domain tests."""
-    share = seed_of("split", concept) / 2**48
-    return "train" if share < 0.55 else "validation" if share < 0.7 else "test"
 
 
 def phrase(phrases: Phrases, style: str, generator: torch.Generator) -> tuple[str, bool]:

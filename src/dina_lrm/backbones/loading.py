@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from dina_lrm.backbones.encoders import reasons, require_tokenizers
 from dina_lrm.backbones.sharing import put
 from dina_lrm.errors import BaseMismatchError, InputError
 from dina_lrm.runtime.hub import fetch, read_json
@@ -203,3 +204,30 @@ def load_scheduler(base: str, revision: str | None) -> Any:
     if config is None:
         raise InputError(f"base {base!r} has no scheduler/scheduler_config.json; is it complete?")
     return getattr(diffusers, config["_class_name"]).from_config(config)
+
+
+def load_pipeline(
+    base: str, dtype: torch.dtype, device: torch.device | str = "cpu", revision: str | None = None
+) -> Any:
+    """A whole diffusers pipeline, silent, on a device.
+
+    Args:
+        base: folder or hub id.
+        dtype: of its weights.
+        device: where to put it.
+        revision: of the hub repository.
+
+    Raises:
+        InputError: nothing that diffusers can load is there.
+    """
+    from diffusers import DiffusionPipeline
+
+    if read_json(base, "model_index.json", revision) is None:
+        raise InputError(
+            f"base {base!r} has no model_index.json: it is no diffusers pipeline; name the folder or hub id of one"
+        )
+    require_tokenizers(base, revision)
+    with reasons(f"pipeline {base!r}"):
+        pipeline = DiffusionPipeline.from_pretrained(base, dtype=dtype, revision=revision, use_safetensors=True)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to(device)

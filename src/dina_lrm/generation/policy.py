@@ -49,12 +49,15 @@ class Policy(nn.Module):
         pipeline: whose weights it reads; left as it was.
     """
 
-    def __init__(self, pipeline: Any, adapter: AdapterConfig | None = None) -> None:
+    def __init__(
+        self, pipeline: Any, adapter: AdapterConfig | None = None, max_sequence_length: int | None = None
+    ) -> None:
         """Put a fresh adapter on a loaded pipeline's network; fresh, it changes nothing.
 
         Args:
             pipeline: of a flow-matching model.
             adapter: rank and targets; None takes rank 32, alpha 64 on attention.
+            max_sequence_length: prompt tokens of the long text encoder; None takes the family's own.
 
         Raises:
             ConfigError: no flow-matching network that is known here, or one that holds somebody's adapter already.
@@ -69,8 +72,15 @@ class Policy(nn.Module):
                 f"the pipeline holds adapters already ({', '.join(held)}), which a policy's twin of its weights would leave "
                 "out; fuse them (pipeline.fuse_lora) or unload them first"
             )
-        config = BackboneConfig(
-            kind=kind, image_taps=(0,), text_taps=(0,), adapter=adapter or AdapterConfig(rank=32, alpha=64)
+        length = {} if max_sequence_length is None else {"max_sequence_length": max_sequence_length}
+        config = BackboneConfig.model_validate(
+            {
+                "kind": kind,
+                "image_taps": (0,),
+                "text_taps": (0,),
+                "adapter": adapter or AdapterConfig(rank=32, alpha=64),
+                **length,
+            }
         )
         self.backbone: PipelineBackbone = known.load(
             config, pipeline, dtype=known.network_of(pipeline).dtype, whole=True
