@@ -29,11 +29,13 @@ class Pipeline:
 
     def __init__(self, pipeline, text):
         self._pipeline, self._text = pipeline, text
+        self._callback_tensor_inputs = pipeline._callback_tensor_inputs
+        self.transformer = pipeline.transformer
 
-    def __call__(self, prompt, callback_on_step_end):
+    def __call__(self, prompt, **asked):
         embeds = dict(prompt_embeds=self._text.prompt_embeds, pooled_prompt_embeds=self._text.pooled_prompt_embeds)
         size = dict(height=128, width=128, num_inference_steps=4, guidance_scale=1.0)
-        return self._pipeline(callback_on_step_end=callback_on_step_end, **embeds, **size)
+        return self._pipeline(**asked, **embeds, **size)
 
 
 @pytest.fixture
@@ -69,6 +71,8 @@ def test_the_lines_run(snippet, names, monkeypatch):
         exec(compile(snippet, "docs/adapters.md", "exec"), names)
     if "hook" in names:
         assert 1 <= len(names["hook"].records) <= 2
+    if "images" in names:
+        assert len(names["images"]) == 1
     if "answer" in names:
         assert "score" in names["answer"]
     if "scores" in names:

@@ -344,7 +344,7 @@ def test_a_field_in_chunks_is_the_field() -> None:
         (
             lambda: prune(still, noise(4), prompts(0), GRID, mean_of, [Cut(0.2, 3), Cut(0.5, 2)]),
             ValueRangeError,
-            "cut at 0.2 cannot keep 3 of the 2",
+            "cut at sigma 0.2 cannot keep 3 of the 2",
         ),
         (
             lambda: best_of_n(still, noise(2), prompts(0), GRID, lambda s, p: s.sigma[:1]),

@@ -16,4 +16,5 @@ always raises.
 | `unirl` | `POST /score`, both ends |
 | `trl` | a GRPO reward function, and that of DDPO |
 | `diffusers_callback` | `callback_on_step_end`: the noisy state inside a sampler, scored as it stands |
+| `diffusers_search` | the same: samples that are pruned, resampled or guided by it while the pipeline runs |
 """

@@ -15,16 +15,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from dina_lrm.adapters.sampler_levels import state_after
-from dina_lrm.backbones.network import unpacked
+from dina_lrm.adapters.sampler_levels import num_steps_of, state_after, unpacked_latents
 from dina_lrm.errors import ConfigError, ShapeError, ValueRangeError
 from dina_lrm.scoring.protocol import RewardFunction
 from dina_lrm.types import Conditioning, NoisedState, Reward
 
 POOLED = ("pooled_prompt_embeds", "add_text_embeds")  # SD3's name, SDXL's
-PATCH = 2  # FLUX and Qwen-Image pack latents 2 x 2
 
 
 @dataclass(frozen=True)
@@ -98,9 +95,8 @@ class StepScores:
         """
         if step == 0:
             self._open = self.sigmas  # a new run of the sampler
-        latents = callback_kwargs["latents"]
-        steps = _num_steps(pipeline)
-        state = state_after(pipeline.scheduler, step, steps, timestep, self._unpacked(pipeline, latents))
+        latents = unpacked_latents(pipeline, callback_kwargs["latents"], self.height, self.width)
+        state = state_after(pipeline.scheduler, step, num_steps_of(pipeline), timestep, latents)
         if self._asked(step, float(state.sigma[0])):
             with torch.no_grad():
                 reward = self.model.score_state(state, self._text(pipeline, state, callback_kwargs))
@@ -126,29 +122,6 @@ class StepScores:
         # The pipelines put the pictures of one prompt behind each other.
         each = len(state) // len(given)
         return given.map(lambda tensor: tensor.repeat_interleave(each, dim=0))
-
-    def _unpacked(self, pipeline: Any, latents: Tensor) -> Tensor:
-        """Latents `[b c h w]` out of tokens `[b n 4c]`, where the pipeline packs them."""
-        if latents.ndim != 3:
-            return latents
-        if self.height is None or self.width is None:
-            raise ConfigError(
-                f"{type(pipeline).__name__} packs its latents into tokens, which do not say their shape: give height and width"
-            )
-        rows, columns = (side // (pipeline.vae_scale_factor * PATCH) for side in (self.height, self.width))
-        batch, tokens, width = latents.shape
-        if rows * columns != tokens:
-            raise ShapeError(
-                f"pictures of {self.height} x {self.width} have {rows} x {columns} tokens, the sampler has {tokens}; give the "
-                "height and width that it was given"
-            )
-        return unpacked(latents, (batch, width // PATCH**2, rows * PATCH, columns * PATCH), PATCH)
-
-
-def _num_steps(pipeline: Any) -> int:
-    """Steps of this run, which may be fewer than the schedule has."""
-    steps = getattr(pipeline, "num_timesteps", None)
-    return len(pipeline.scheduler.timesteps) if steps is None else int(steps)
 
 
 def _samplers_text(pipeline: Any, state: NoisedState, tensors: Mapping[str, Any]) -> Conditioning:

@@ -15,8 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dina_lrm.errors import ConfigError
+from dina_lrm.backbones.network import unpacked
+from dina_lrm.errors import ConfigError, ShapeError
 from dina_lrm.types import NoisedState
+
+PATCH = 2  # FLUX and Qwen-Image pack latents 2 x 2
 
 
 def state_after(scheduler: Any, step: int, num_steps: int, timestep: Any, latents: Tensor) -> NoisedState:
@@ -87,3 +90,38 @@ def _index(scheduler: Any, step: int, num_steps: int, timestep: Any) -> int:
     raise ConfigError(
         f"timestep {float(timestep):g} of step {step} is not in the schedule of {type(scheduler).__name__}"
     )
+
+
+def num_steps_of(pipeline: Any) -> int:
+    """Steps of this run, which may be fewer than the schedule has."""
+    steps = getattr(pipeline, "num_timesteps", None)
+    return len(pipeline.scheduler.timesteps) if steps is None else int(steps)
+
+
+def unpacked_latents(pipeline: Any, latents: Tensor, height: int | None, width: int | None) -> Tensor:
+    """Latents `[b c h w]` out of tokens `[b n 4c]`, where the pipeline packs them; others as they are.
+
+    Args:
+        pipeline: whose they are.
+        latents: as it hands them to callbacks.
+        height: of the pictures in pixels; needed where they are packed.
+        width: the same.
+
+    Raises:
+        ConfigError: packed, and no height and width.
+        ShapeError: pictures of that size have another number of tokens.
+    """
+    if latents.ndim != 3:
+        return latents
+    if height is None or width is None:
+        raise ConfigError(
+            f"{type(pipeline).__name__} packs its latents into tokens, which do not say their shape: give height and width"
+        )
+    rows, columns = (side // (pipeline.vae_scale_factor * PATCH) for side in (height, width))
+    batch, tokens, numbers = latents.shape
+    if rows * columns != tokens:
+        raise ShapeError(
+            f"pictures of {height} x {width} have {rows} x {columns} tokens, the sampler has {tokens}; give the "
+            "height and width that it was given"
+        )
+    return unpacked(latents, (batch, numbers // PATCH**2, rows * PATCH, columns * PATCH), PATCH)

@@ -25,6 +25,7 @@ from dina_lrm.scoring.selection import (
     Selection,
     Weights,
     check_band,
+    check_cuts,
     due,
     group_size_of,
     inside,
@@ -180,11 +181,8 @@ def prune(
         WorkError: no sample of a prompt could be judged.
     """
     walk = _Walk(velocity, noise, conditioning, sigmas, judge, guidance)
-    left, size = list(cuts), walk.group_size
-    for cut in sorted(left, key=lambda cut: -cut.sigma):
-        if cut.keep > size:
-            raise ValueRangeError(f"a cut at {cut.sigma:g} cannot keep {cut.keep} of the {size} samples that are left")
-        size = cut.keep
+    check_cuts(cuts, walk.group_size)
+    left = list(cuts)
     with torch.no_grad():
         for place in range(walk.steps):
             walk.step(place)

@@ -27,6 +27,7 @@ __all__ = [
     "Selection",
     "Weights",
     "check_band",
+    "check_cuts",
     "due",
     "effective_size",
     "group_size_of",
@@ -160,6 +161,20 @@ def group_size_of(num_samples: int, num_prompts: int) -> int:
     if num_prompts < 1 or num_samples % num_prompts or not num_samples:
         raise ShapeError(f"{num_samples} samples cannot be shared evenly by {num_prompts} prompts")
     return num_samples // num_prompts
+
+
+def check_cuts(cuts: Sequence[Cut], group_size: int) -> None:
+    """Refuse cuts that keep more than there are.
+
+    Raises:
+        ValueRangeError: naming the first on the way.
+    """
+    for cut in sorted(cuts, key=lambda cut: -cut.sigma):
+        if cut.keep > group_size:
+            raise ValueRangeError(
+                f"a cut at sigma {cut.sigma:g} cannot keep {cut.keep} of the {group_size} samples of each prompt that are left"
+            )
+        group_size = cut.keep
 
 
 def due(cuts: Sequence[Cut], sigma: float) -> tuple[list[Cut], list[Cut]]:
