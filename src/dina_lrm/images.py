@@ -104,3 +104,25 @@ def group_by_size(images: Sequence[Image.Image], native: int, multiple: int) -> 
 def as_pixels(image: Image.Image) -> Tensor:
     """An RGB picture as `[3 y x]` in 0..1, in its own size."""
     return torch.from_numpy(np.asarray(image, dtype=np.uint8).copy()).permute(2, 0, 1).float() / 255
+
+
+def sheet(pixels: Tensor, columns: int | None = None, gap: int = 2) -> Image.Image:
+    """Pictures of one size on one sheet, row by row.
+
+    Args:
+        pixels: `[n 3 y x]` in 0..1; values outside are clamped.
+        columns: pictures a row; None makes the sheet about square.
+        gap: white pixels between pictures.
+
+    Raises:
+        ShapeError: no pictures.
+    """
+    if pixels.ndim != 4 or not len(pixels):
+        raise ShapeError(f"a sheet needs pictures [n 3 y x], got {list(pixels.shape)}")
+    columns = min(columns or math.ceil(math.sqrt(len(pixels))), len(pixels))
+    height, width = pixels.shape[2] + gap, pixels.shape[3] + gap
+    whole = Image.new("RGB", (columns * width - gap, -(-len(pixels) // columns) * height - gap), "white")
+    levels = (pixels.detach().cpu().float().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    for place, picture in enumerate(levels):
+        whole.paste(Image.fromarray(picture), (place % columns * width, place // columns * height))
+    return whole

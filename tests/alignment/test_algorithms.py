@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,8 +12,10 @@ from dina_lrm.alignment.algorithms import Draft, FlowDpo, FlowGrpo, Judged, Nft,
 from dina_lrm.alignment.algorithms.base import best_and_worst, group_advantages
 from dina_lrm.alignment.algorithms.dpo import dpo_loss
 from dina_lrm.alignment.algorithms.nft import nft_loss, old_decay
+from dina_lrm.errors import ConfigError
 from dina_lrm.generation import CpsNoise, FlowNoise, state_at
-from tests.alignment.toy import GRID, Toy, actors, batch, reward
+from dina_lrm.types import Conditioning
+from tests.alignment.toy import GRID, SHAPE, Toy, actors, batch, reward
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -151,12 +154,43 @@ def test_the_old_policy_follows_and_is_saved() -> None:
     toy, algorithm = Toy(), Nft(group_size=3, passes=2)
     for _ in algorithm.update(actors(toy), batch(), seeded()):
         toy.adapter.data += 0.1
+    assert int(algorithm.state_dict()["num_updates"]) == 0  # micro batches of one update share the old policy
+    algorithm.finish(actors(toy))
     kept = algorithm.state_dict()
     assert torch.allclose(kept["adapter"].double(), toy.adapter.data)  # the first decay is 0
     other = Nft(group_size=3)
     other.load_state_dict(kept)
     list(other.update(actors(Toy()), batch(), seeded()))
+    other.finish(actors(Toy()))
     assert int(other.state_dict()["num_updates"]) == 2
+
+
+def test_refl_learns_from_real_latents_too() -> None:
+    real = torch.randn(6, *SHAPE, generator=seeded(), dtype=torch.float64)
+
+    def drawn(count: int, generator: torch.Generator) -> tuple[torch.Tensor, Conditioning]:
+        return real[:count], Conditioning(torch.zeros(count, 1, 1))
+
+    def losses(weight: float) -> tuple[torch.Tensor, torch.Tensor]:
+        who = replace(actors(Toy()), real=drawn)
+        (step,) = Refl(pretraining=weight).update(who, batch(), seeded())
+        return step.loss, step.figures.get("pretraining", torch.zeros(()))
+
+    plain, both = losses(0.0)[0], losses(3.0)
+    assert torch.allclose(both[0], (plain + 3 * both[1]) / 4) and both[1] > 0
+    with pytest.raises(ConfigError, match="needs real latents"):
+        list(Refl(pretraining=1.0).update(actors(Toy()), batch(), seeded()))
+
+
+def test_the_pull_is_strengthened_where_there_is_one() -> None:
+    for algorithm in (Refl(kl=0.1), Draft(kl=0.1), FlowGrpo(kl=0.1), Nft(kl=0.1)):
+        algorithm.strengthen(3.0)
+        assert algorithm.kl == pytest.approx(0.3)
+    for stronger in (FlowDpo(strength=10), StepDpo(strength=10)):
+        stronger.strengthen(3.0)
+        assert stronger.strength == 30
+    with pytest.raises(ConfigError, match=r"algorithm\.kl is 0"):
+        Refl().strengthen(3.0)
 
 
 def test_the_loss_of_dpo_by_hand() -> None:

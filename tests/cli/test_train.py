@@ -108,20 +108,20 @@ def test_names_beside_the_package_and_here() -> None:
     Path("recipes").mkdir()
     Path("recipes/mine.py").write_text(RECIPE)
     assert {"mine", "tiny"} <= set(recipes.recipe_names())
-    assert recipes.read_recipe("mine").out == Path("runs/mine")
+    assert recipes.read_recipe("mine", TrainConfig).out == Path("runs/mine")
 
 
 def test_module_and_function(monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType("my_recipes")
     exec(RECIPE, module.__dict__)
     monkeypatch.setitem(__import__("sys").modules, "my_recipes", module)
-    assert recipes.read_recipe("my_recipes:recipe").num_steps == 3
+    assert recipes.read_recipe("my_recipes:recipe", TrainConfig).num_steps == 3
     with pytest.raises(ConfigError, match='unknown key "epocs"'):
-        recipes.read_recipe("my_recipes:wrong")
+        recipes.read_recipe("my_recipes:wrong", TrainConfig)
     with pytest.raises(ConfigError, match="must return a TrainConfig, got NoneType"):
-        recipes.read_recipe("my_recipes:nothing")
+        recipes.read_recipe("my_recipes:nothing", TrainConfig)
     with pytest.raises(ConfigError, match="no function 'number'"):
-        recipes.read_recipe("my_recipes:number")
+        recipes.read_recipe("my_recipes:number", TrainConfig)
 
 
 @pytest.mark.parametrize(("flags", "fast"), [([], False), (["--fast"], True)])

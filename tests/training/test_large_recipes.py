@@ -10,7 +10,7 @@ from dina_lrm.cli.recipes import read_recipe
 from dina_lrm.config import apply_overrides
 from dina_lrm.data import Candidate, PreferencePair, write_preference_data
 from dina_lrm.scoring import RewardModel
-from dina_lrm.training import Trainer
+from dina_lrm.training import TrainConfig, Trainer
 from tests.pipelines import build_pipeline
 
 CASES = {
@@ -47,7 +47,7 @@ def test_a_recipe_trains_and_its_model_scores(name, tmp_path):
     write_preferences(tmp_path / "data", channels)
     base = build_pipeline(kind, tmp_path / "base")
     places = [f"data={tmp_path / 'data'}", f"base={base}", f"out={tmp_path / 'run'}"]
-    folder = Trainer(apply_overrides(read_recipe(name), [*SMALLER, *taps, *places]), quiet=True).run()
+    folder = Trainer(apply_overrides(read_recipe(name, TrainConfig), [*SMALLER, *taps, *places]), quiet=True).run()
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if row["kind"] == "train"] == [1, 2]
     assert {row["weights"] for row in rows if row["kind"] == "validation"} == {"ema"}
@@ -59,7 +59,7 @@ def test_a_recipe_trains_and_its_model_scores(name, tmp_path):
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_recipe_says_what_was_published(name):
-    config = read_recipe(name)
+    config = read_recipe(name, TrainConfig)
     assert config.ema_decay == 0.995 and config.schedule.warm_up == 1000
     assert config.dtype == "bfloat16" and config.mixed_precision == "bf16"
     assert config.optimiser.learning_rate == 5e-5 and config.optimiser.weight_decay == 0.01

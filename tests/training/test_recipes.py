@@ -12,7 +12,7 @@ import torch
 from dina_lrm.cli.recipes import read_recipe
 from dina_lrm.data import Candidate, PreferencePair, write_preference_data
 from dina_lrm.scoring import RewardModel
-from dina_lrm.training import Trainer
+from dina_lrm.training import TrainConfig, Trainer
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def data(tmp_path: Path) -> Path:
 def test_the_tiny_recipe_trains_a_model_that_loads_and_scores(data: Path, golden: Path, tmp_path: Path) -> None:
     pipeline = tmp_path / "pipeline"
     shutil.copytree(golden / "pipeline", pipeline)
-    config = read_recipe("tiny").model_copy(
+    config = read_recipe("tiny", TrainConfig).model_copy(
         update={"data": data, "base": str(pipeline), "out": tmp_path / "run", "num_steps": 4}
     )
     trainer = Trainer(config, quiet=True)

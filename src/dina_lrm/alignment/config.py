@@ -97,9 +97,10 @@ class ReflConfig(AlgorithmConfig):
     kind: Literal["refl"] = "refl"
     late: float = 0.25
     kl: float = Field(0.0, ge=0)
+    pretraining: float = Field(0.0, ge=0)
 
     def build(self) -> Algorithm:
-        return Refl(self.late, self.kl)
+        return Refl(self.late, self.kl, self.pretraining)
 
 
 class DraftConfig(AlgorithmConfig):
@@ -368,6 +369,16 @@ class MonitorConfig(Config):
     action: Literal["stop", "strengthen", "warn"] = "stop"
     factor: float = Field(3.0, gt=1)
     patience: int = Field(1, ge=1)
+    judge_fall: float = Field(0.1, ge=0)
+    spread: float = Field(1.0, gt=0)
+    profile: float = Field(0.5, gt=0)
+    range: float = Field(0.3, gt=0, le=1)
+    grid: float = Field(1.0, gt=0)
+    norm: float = Field(1.0, gt=0)
+    diversity: float = Field(0.3, gt=0, le=1)
+    distance: float = Field(0.05, gt=0)
+    signs: int = Field(2, ge=1)
+    far: float = Field(2.0, gt=1)
 
 
 class AlignConfig(Config):
@@ -381,6 +392,7 @@ class AlignConfig(Config):
         algorithm: of preference optimisation.
         rewards: judged by; one or more.
         normalise: rewards before they are weighted and added: see `Mixture`.
+        pretraining_data: preference folder whose real pictures ReFL's pretraining loss learns from.
         adapter: LoRA of the policy.
         sampler: of the rollouts that are learned from.
         dtype: of the frozen base weights; what is trained is always float32.
@@ -411,6 +423,7 @@ class AlignConfig(Config):
     algorithm: AnyAlgorithm
     rewards: tuple[AnyReward, ...] = Field(min_length=1)
     normalise: Normalise = "none"
+    pretraining_data: Path | None = None
     adapter: AdapterConfig = AdapterConfig(rank=32, alpha=64)
     sampler: SamplerConfig = SamplerConfig()
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -432,6 +445,12 @@ class AlignConfig(Config):
     monitor: MonitorConfig = MonitorConfig()
     save_every: int = Field(20, ge=0)
     keep_last: int = Field(2, ge=1)
+
+    @model_validator(mode="after")
+    def _real_pictures(self) -> Self:
+        if isinstance(self.algorithm, ReflConfig) and self.algorithm.pretraining and self.pretraining_data is None:
+            raise ValueError("algorithm.pretraining learns from real pictures: give pretraining_data, or set it to 0")
+        return self
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:

@@ -184,14 +184,14 @@ class LatentTerm(Term):
     def ask(self, samples: Finished) -> Tensor:
         return self.scored(samples, self._levels(samples)).reward.to(samples.latents.device)
 
-    def scored(self, samples: Finished, sigmas: Sequence[float]) -> Reward:
-        """The whole answer at given levels."""
+    def scored(self, samples: Finished, sigmas: Sequence[float], draws: int | None = None) -> Reward:
+        """The whole answer at given levels; `draws` takes the place of the term's own."""
         return self.reward.score(
             prompts=samples.prompts if self.text is None else None,
             conditioning=None if self.text is None else self.text(samples.prompts),
             latents=samples.latents,
             sigmas=sigmas,
-            draws=self.draws,
+            draws=draws or self.draws,
             fusion=self.fusion,
             seed=samples.seeds,
         )

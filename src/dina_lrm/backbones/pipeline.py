@@ -73,8 +73,6 @@ class PipelineBackbone(Backbone):
         if config.adapter is not None:
             self.add_adapter(config.adapter)
 
-    # What a subclass says.
-
     @classmethod
     @abstractmethod
     def read_facts(cls, sizes: Any) -> NetworkFacts:
@@ -123,8 +121,6 @@ class PipelineBackbone(Backbone):
         depth, num_blocks = config.depth, cls.read_facts(sizes).num_blocks
         if depth > num_blocks:
             raise ConfigError(f"taps reach block {depth}, but the base has {num_blocks}; use taps up to {num_blocks}")
-
-    # What all share.
 
     @classmethod
     def load(
@@ -411,6 +407,10 @@ class PipelineBackbone(Backbone):
     def drop_encoders(self) -> None:
         if isinstance(self._source, str):
             self._encoders = Encoders()
+
+    def drop_text_encoders(self) -> None:
+        """Let go of the text encoders; a caller's own stay theirs, and both come back when prompts are asked for."""
+        self._encoders.pipeline = None
 
     def signature(self) -> dict[str, Any]:
         facts = self.facts

@@ -14,19 +14,23 @@ __all__ = ["check_latents"]
 _SCALES = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
 
 
-def check_latents(where: str, made_by: Mapping[str, Any], backbone: Backbone) -> None:
+ENCODE_AGAIN = "encode the pictures with the model's base (dina-lrm encode --base)"
+
+
+def check_latents(where: str, made_by: Mapping[str, Any], backbone: Backbone, fix: str = ENCODE_AGAIN) -> None:
     """Refuse latents that another VAE made, or that were scaled otherwise: their scores would mean nothing.
 
     Args:
         where: they lie, for the error.
         made_by: signature of the backbone that they were made for, as far as it is known.
         backbone: that is to read them.
+        fix: what to do about it.
 
     Raises:
         DataError: naming both.
     """
     ours = backbone.signature()
-    shape = made_by.get("latent_shape") or [None]
+    shape = made_by.get("latent_shape") or [made_by.get("latent_channels")]
     found: dict[str, tuple[Any, Any]] = {"latent channels": (shape[0], backbone.latent_channels)}
     for name in _SCALES:
         found[f"VAE {name}"] = (made_by.get(f"vae_{name}", made_by.get(name)), ours.get(f"vae_{name}"))
@@ -35,7 +39,7 @@ def check_latents(where: str, made_by: Mapping[str, Any], backbone: Backbone) ->
             latents = f"latents of {made_by['class']}" if "class" in made_by else "latents"
             raise DataError(
                 f"{where} holds {latents} with {what} {here}, but the model stands on {ours.get('class')} "
-                f"{backbone.base!r} with {there}; encode the pictures with the model's base (dina-lrm encode --base)"
+                f"{backbone.base!r} with {there}; {fix}"
             )
 
 

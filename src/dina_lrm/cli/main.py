@@ -12,6 +12,7 @@ import typer
 from typer.exceptions import TyperException
 
 import dina_lrm
+from dina_lrm.cli.align import align
 from dina_lrm.cli.calibrate import calibrate
 from dina_lrm.cli.compare import compare
 from dina_lrm.cli.convert import convert
@@ -36,7 +37,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (demo, encode, train, score, compare, calibrate, serve, convert, info, verify):
+for verb in (demo, encode, train, align, score, compare, calibrate, serve, convert, info, verify):
     app.command()(verb)
 app.command("eval")(evaluate)  # a verb that Python has, too
 

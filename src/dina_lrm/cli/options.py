@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -79,7 +79,24 @@ DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Of the frozen base 
 CutPromptOption = Annotated[
     bool, typer.Option("--cut-prompt", help="Score a prompt that is longer than the model reads by the part it reads.")
 ]
+RecipeArgument = Annotated[
+    str,
+    typer.Argument(metavar="RECIPE|CONFIG", help="Name in recipes/, module:function, or a .py, .yaml or .json file."),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="PATH.TO.KEY=VALUE", help="Change a value of the recipe; may be repeated."),
+]
+OutOption = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The same as --set out=DIR.")]
+ResumeOption = Annotated[
+    str | None, typer.Option("--resume", metavar="auto|PATH", help="auto: from the last whole checkpoint, if any.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout.")]
+
+
+def resume_of(text: str | None) -> Path | Literal["auto"] | None:
+    """What `--resume` says, as runs take it."""
+    return "auto" if text == "auto" else None if text is None else Path(text)
 
 
 def read_sigmas(sigma: float | None, ensemble: str | None) -> tuple[float, ...]:

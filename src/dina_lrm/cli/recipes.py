@@ -1,52 +1,70 @@
-"""Finding the recipe that `dina-lrm train` was asked for. A recipe is a function that returns a `TrainConfig`."""
+"""Finding the recipe that `dina-lrm train` or `align` was asked for: a function that returns the verb's configuration."""
 
 from __future__ import annotations
 
 import difflib
 import importlib
 import importlib.util
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TypeVar
 
 from pydantic import ValidationError
 
 import dina_lrm
-from dina_lrm.config import explain, load_config
+from dina_lrm.config import Config, apply_overrides, explain, load_config
 from dina_lrm.errors import ConfigError
 
-if TYPE_CHECKING:
-    from dina_lrm.training import TrainConfig
+ConfigT = TypeVar("ConfigT", bound=Config)
 
 ENTRY_POINTS = "dina_lrm.recipes"
 FUNCTION = "recipe"
+PACKAGE = "recipes."  # a recipe may be named as a module of the folder
 
 
-def read_recipe(name: str) -> TrainConfig:
+def read_recipe(
+    name: str, cls: type[ConfigT], overrides: Sequence[str] | None = None, out: Path | None = None
+) -> ConfigT:
+    """The run that a name stands for, with values changed.
+
+    Args:
+        name: as in `find_recipe`.
+        cls: the configuration that is wanted.
+        overrides: `path.to.key=value` each.
+        out: the same as `out=...` among them.
+    """
+    changes = [*(overrides or ()), *([f"out={json.dumps(str(out))}"] if out is not None else ())]
+    return apply_overrides(find_recipe(name, cls), changes)
+
+
+def find_recipe(name: str, cls: type[ConfigT]) -> ConfigT:
     """The run that a name stands for.
 
     Args:
         name: a `.yaml` or `.json` file; a `.py` file with a function `recipe`; `module:function`; or the name of a file
-            in `recipes/` (here, or beside the package) or of an entry point of the group `dina_lrm.recipes`.
+            in `recipes/` (here, or beside the package), also as `recipes.NAME`, or of an entry point of the group
+            `dina_lrm.recipes`.
+        cls: the configuration that is wanted: `TrainConfig` or `AlignConfig`.
 
     Returns:
         Its configuration.
 
     Raises:
-        ConfigError: nothing of that name, or what it names gives no configuration.
+        ConfigError: nothing of that name, or what it names gives no such configuration.
     """
-    from dina_lrm.training import TrainConfig
-
     path = Path(name)
     if path.suffix in (".yaml", ".yml", ".json"):
-        return load_config(TrainConfig, path)
+        return load_config(cls, path)
     try:
-        config = _find(name)()
+        config = _find(name.removeprefix(PACKAGE))()
     except ValidationError as error:
-        raise explain(error, TrainConfig, f"recipe {name}") from error
-    if not isinstance(config, TrainConfig):
-        raise ConfigError(f"recipe {name} must return a TrainConfig, got {type(config).__name__}")
+        raise explain(error, cls, f"recipe {name}") from error
+    if not isinstance(config, cls):
+        other = {"TrainConfig": "train", "AlignConfig": "align"}.get(type(config).__name__)
+        hint = f"; that is one for `dina-lrm {other}`" if other else ""
+        raise ConfigError(f"recipe {name} must return a {cls.__name__}, got {type(config).__name__}{hint}")
     return config
 
 
@@ -100,5 +118,5 @@ def _from_module(name: str, module: str, function: str) -> Callable[[], object]:
 def _function(module: object, name: str, where: str) -> Callable[[], object]:
     function: object = getattr(module, name, None)
     if not callable(function):
-        raise ConfigError(f"{where} has no function {name!r} that returns a TrainConfig")
+        raise ConfigError(f"{where} has no function {name!r} that returns a configuration")
     return function

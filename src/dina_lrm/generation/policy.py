@@ -111,6 +111,12 @@ class Policy(nn.Module):
         """What is learned, by plain names."""
         return {name: value for name, value in self.backbone.named_parameters() if value.requires_grad}
 
+    def drop_text_encoders(self) -> None:
+        """Free the text encoders of the pipeline itself: it must be nobody else's. Prompts are encoded before."""
+        self.backbone.drop_text_encoders()
+        names = [name for name in self.pipeline.components if name.startswith("text_encoder")]
+        self.pipeline.register_modules(**dict.fromkeys(names))
+
     def sampling_pipeline(self) -> Any:
         """A pipeline of the same parts that samples from the policy as it stands."""
         parts: dict[str, Any] = dict(self.pipeline.components)

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterable, Sequence
+from typing import Literal, TypeVar
 
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs
-from torch import Tensor
+from accelerate.utils import DistributedDataParallelKwargs, gather_object
+from torch import Tensor, nn
 
-__all__ = ["Accelerator", "MixedPrecision", "any_process", "create_accelerator", "mean_over_processes"]
+__all__ = [
+    "Accelerator",
+    "MixedPrecision",
+    "any_process",
+    "average_gradients",
+    "create_accelerator",
+    "gather_objects",
+    "in_order",
+    "mean_over_processes",
+    "shared_out",
+]
+
+T = TypeVar("T")
 
 MixedPrecision = Literal["no", "fp16", "bf16"]
 
@@ -50,3 +63,31 @@ def any_process(accelerator: Accelerator, flag: bool) -> bool:
     if accelerator.num_processes == 1:
         return flag
     return bool(mean_over_processes(accelerator, torch.tensor(float(flag), device=accelerator.device)) > 0)
+
+
+def average_gradients(accelerator: Accelerator, parameters: Iterable[nn.Parameter]) -> None:
+    """Each gradient becomes its mean over all processes: one exchange, whatever forward passes led to it."""
+    if accelerator.num_processes == 1:
+        return
+    trained = [p for p in parameters if p.requires_grad]
+    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in trained])
+    parts = torch.split(mean_over_processes(accelerator, flat), [p.numel() for p in trained])
+    for parameter, part in zip(trained, parts, strict=True):
+        parameter.grad = part.view_as(parameter).to(parameter.dtype)
+
+
+def shared_out(accelerator: Accelerator, items: Sequence[T]) -> Sequence[T]:
+    """The items that this process is to work on: every so many-th."""
+    return items[accelerator.process_index :: accelerator.num_processes]
+
+
+def gather_objects(accelerator: Accelerator, own: list[T]) -> list[T]:
+    """What all processes have, one process after another, the same on each."""
+    return own if accelerator.num_processes == 1 else list(gather_object(own))
+
+
+def in_order(gathered: Sequence[T], count: int, num_processes: int) -> list[T]:
+    """What `shared_out` had dealt and `gather_objects` brought together, as it was before."""
+    dealt = [place for rank in range(num_processes) for place in range(rank, count, num_processes)]
+    found: dict[int, T] = dict(zip(dealt, gathered, strict=True))
+    return [found[place] for place in range(count)]

@@ -6,11 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from dina_lrm.errors import ShapeError
+from dina_lrm.errors import ConfigError, ShapeError
 from dina_lrm.generation.sampler import Field, Guided, exact
 from dina_lrm.types import Conditioning, NoisedState
 
@@ -23,6 +24,7 @@ __all__ = [
     "best_and_worst",
     "group_advantages",
     "mean_over",
+    "pulled",
     "squared_error",
 ]
 
@@ -102,6 +104,7 @@ class Actors:
         negative: encoded empty prompt, of one.
         guidance: scale in rollouts; 1 is none.
         parameters: what the policy learns, by name.
+        real: so many real latents `[n c h w]` with their conditioning, drawn by a CPU generator; None where there are none.
     """
 
     policy: Field
@@ -112,6 +115,7 @@ class Actors:
     negative: Conditioning
     guidance: float
     parameters: Mapping[str, nn.Parameter]
+    real: Callable[[int, torch.Generator], tuple[Tensor, Conditioning]] | None = None
 
     @property
     def guided(self) -> Guided:
@@ -125,9 +129,17 @@ class Actors:
 
 
 class Algorithm(ABC):
-    """A paper's algorithm. It shares rollouts, the loop and the reward with the others, and nothing else."""
+    """A paper's algorithm. It shares rollouts, the loop and the reward with the others, and nothing else.
+
+    Attributes:
+        group_size: samples a prompt.
+        needs_gradient: whether the reward's gradient is climbed, so that it must have one.
+        reads_states: whether noised states are judged as they stand.
+    """
 
     group_size: int = 1
+    needs_gradient: ClassVar[bool] = False
+    reads_states: ClassVar[bool] = False
 
     @abstractmethod
     def update(self, actors: Actors, batch: PromptBatch, generator: torch.Generator) -> Iterator[Step]:
@@ -142,6 +154,17 @@ class Algorithm(ABC):
             Losses; the optimiser has stepped when it is asked for more.
         """
 
+    def finish(self, actors: Actors) -> None:  # noqa: B027  most have nothing to do
+        """An update is over: called once, however many micro batches it had."""
+
+    @abstractmethod
+    def strengthen(self, factor: float) -> None:
+        """Multiply the pull towards the reference.
+
+        Raises:
+            ConfigError: there is none.
+        """
+
     def state_dict(self) -> dict[str, Tensor]:
         """What it must remember from update to update."""
         return {}
@@ -149,6 +172,19 @@ class Algorithm(ABC):
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Go on from what `state_dict` gave."""
         assert not state, f"{type(self).__name__} remembers nothing"
+
+
+def pulled(name: str, pull: float, factor: float) -> float:
+    """A pull towards the reference, strengthened.
+
+    Raises:
+        ConfigError: there is none to strengthen.
+    """
+    if not pull:
+        raise ConfigError(
+            f"algorithm.{name} is 0, so there is no pull towards the reference to strengthen; give one above 0"
+        )
+    return pull * factor
 
 
 def mean_over(values: Tensor, valid: Tensor) -> Tensor:

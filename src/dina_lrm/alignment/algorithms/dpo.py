@@ -20,6 +20,7 @@ from dina_lrm.alignment.algorithms.base import (
     Step,
     best_and_worst,
     mean_over,
+    pulled,
     squared_error,
 )
 from dina_lrm.generation import rollout
@@ -54,6 +55,9 @@ class FlowDpo(Algorithm):
     strength: float = 500.0
     gap: float = 0.0
     passes: int = 1
+
+    def strengthen(self, factor: float) -> None:
+        self.strength = pulled("strength", self.strength, factor)
 
     def update(self, actors: Actors, batch: PromptBatch, generator: torch.Generator) -> Iterator[Step]:
         with torch.no_grad():

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from dina_lrm.alignment.algorithms.base import Actors, Algorithm, PromptBatch, Step, mean_over, squared_error
+from dina_lrm.alignment.algorithms.base import Actors, Algorithm, PromptBatch, Step, mean_over, pulled, squared_error
 from dina_lrm.errors import ConfigError, ValueRangeError
 from dina_lrm.generation import ode_step, rollout, state_at
 
@@ -31,6 +32,8 @@ class Draft(Algorithm):
         kl: weight of staying near the reference at the first of these steps.
     """
 
+    needs_gradient: ClassVar[bool] = True
+
     last_steps: int = 1
     noisings: int = 0
     kl: float = 0.0
@@ -40,6 +43,9 @@ class Draft(Algorithm):
             raise ValueRangeError(f"last_steps must be 1 or more, got {self.last_steps}")
         if self.noisings and self.last_steps != 1:
             raise ConfigError(f"DRaFT-LV noises for one last step, got last_steps={self.last_steps}")
+
+    def strengthen(self, factor: float) -> None:
+        self.kl = pulled("kl", self.kl, factor)
 
     def update(self, actors: Actors, batch: PromptBatch, generator: torch.Generator) -> Iterator[Step]:
         grid = actors.sigmas

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dina_lrm.alignment.algorithms.base import Actors, Algorithm, PromptBatch, Step, group_advantages, mean_over
+from dina_lrm.alignment.algorithms.base import Actors, Algorithm, PromptBatch, Step, group_advantages, mean_over, pulled
 from dina_lrm.errors import ValueRangeError
 from dina_lrm.generation import FlowNoise, StepNoise, Transition, rollout
 from dina_lrm.types import NoisedState
@@ -46,6 +46,9 @@ class FlowGrpo(Algorithm):
     spread: str = "group"
     advantage_limit: float = 5.0
     epochs: int = 1
+
+    def strengthen(self, factor: float) -> None:
+        self.kl = pulled("kl", self.kl, factor)
 
     def update(self, actors: Actors, batch: PromptBatch, generator: torch.Generator) -> Iterator[Step]:
         window = self._window(len(actors.sigmas) - 1, generator)

@@ -20,6 +20,7 @@ from dina_lrm.alignment.algorithms.base import (
     Step,
     group_advantages,
     mean_over,
+    pulled,
     squared_error,
 )
 from dina_lrm.generation import clean, rollout
@@ -89,6 +90,9 @@ class Nft(Algorithm):
     _old: Ema | None = field(default=None, init=False, repr=False)
     _saved: Mapping[str, Tensor] | None = field(default=None, init=False, repr=False)
 
+    def strengthen(self, factor: float) -> None:
+        self.kl = pulled("kl", self.kl, factor)
+
     def update(self, actors: Actors, batch: PromptBatch, generator: torch.Generator) -> Iterator[Step]:
         old = self._old_policy(actors)
         with torch.no_grad(), old.swapped():
@@ -107,6 +111,9 @@ class Nft(Algorithm):
             near = squared_error(velocity, actors.velocity_of_reference(state, batch.conditioning))
             figures = {"reward": mean_over(judged.reward, judged.valid), "kl": near.detach().mean()}
             yield Step(mean_over(fitted + self.kl * near, judged.valid), figures=figures)
+
+    def finish(self, actors: Actors) -> None:
+        old = self._old_policy(actors)
         old.update(old_decay(old.num_updates, self.decay))
 
     def _old_policy(self, actors: Actors) -> Ema:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from dina_lrm.alignment.algorithms.base import Actors, Algorithm, PromptBatch, Step, best_and_worst, mean_over
+from dina_lrm.alignment.algorithms.base import Actors, Algorithm, PromptBatch, Step, best_and_worst, mean_over, pulled
 from dina_lrm.errors import ConfigError
 from dina_lrm.generation import FlowNoise, StepNoise, ode_step, state_at
 from dina_lrm.types import NoisedState
@@ -34,11 +35,16 @@ class StepDpo(Algorithm):
         band: levels (of the next state) at which pairs are taken.
     """
 
+    reads_states: ClassVar[bool] = True
+
     candidates: int = 4
     noise: StepNoise = FlowNoise(0.7)
     strength: float = 500.0
     gap: float = 0.0
     band: tuple[float, float] = (0.2, 0.9)
+
+    def strengthen(self, factor: float) -> None:
+        self.strength = pulled("strength", self.strength, factor)
 
     def update(self, actors: Actors, batch: PromptBatch, generator: torch.Generator) -> Iterator[Step]:
         if actors.reward_of_state is None:

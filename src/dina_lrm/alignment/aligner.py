@@ -1,0 +1,231 @@
+"""The loop of preference optimisation: updates, rows, measurements, pictures, snapshots, the adapter."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from dina_lrm.alignment.config import AlignConfig
+from dina_lrm.alignment.evaluation import Look
+from dina_lrm.alignment.measurement import Measurement
+from dina_lrm.alignment.monitor import Findings, Monitor
+from dina_lrm.alignment.run import AlignRun, Row, run_identity
+from dina_lrm.errors import WorkError
+from dina_lrm.images import sheet
+from dina_lrm.runtime.accelerator import any_process, create_accelerator
+from dina_lrm.runtime.files import atomic_write
+from dina_lrm.runtime.metrics_log import MetricsLog
+from dina_lrm.runtime.progress import ProgressBar
+from dina_lrm.runtime.snapshots import CHECKPOINTS, check_identity, choose_snapshot
+from dina_lrm.runtime.stop import StopRequest
+
+__all__ = ["Aligned", "Aligner"]
+
+MEASUREMENTS = "measurements"
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """What a run left.
+
+    Attributes:
+        adapter: folder of the adapter that is recommended: the last, or the last good one if the monitor stopped the run.
+        step: updates behind it.
+        stopped: why the monitor ended the run; None where it did not.
+    """
+
+    adapter: Path
+    step: int
+    stopped: str | None = None
+
+
+class Aligner:
+    """Teaches a generator by a reward.
+
+        OUT/config.json        the configuration
+        OUT/metrics.jsonl      a row an update, rows of kind "evaluation" and "alarm"
+        OUT/checkpoints/       snapshots to resume from
+        OUT/adapters/step-N/   adapters at the measurements: `pipeline.load_lora_weights(folder)`
+        OUT/measurements/      what the monitor looks at, a sample at a time
+        OUT/samples/step-N.png the same prompts and noise over time
+        OUT/cache/             encoded prompts
+        OUT/adapter/           the adapter, once done
+
+    Attributes:
+        config: of the run.
+    """
+
+    def __init__(
+        self,
+        config: AlignConfig,
+        *,
+        rewards: dict[str, Any] | None = None,
+        on_evaluation: Callable[[Path], None] | None = None,
+        quiet: bool = False,
+    ) -> None:
+        """Args:
+        config: of the run.
+        rewards: by name, in place of what the configuration would make: a `RewardFunction` (a model that is loaded
+            already, a client, an actor) or a scorer of pictures.
+        on_evaluation: called with the run's folder after each measurement, to redraw what shows it.
+        quiet: no progress on stderr.
+        """
+        self.config = config
+        self.run_state: AlignRun | None = None
+        self._rewards, self._on_evaluation, self._quiet = rewards, on_evaluation, quiet
+
+    def run(self, resume: Path | Literal["auto"] | None = None) -> Aligned:
+        """Learn to the end, or until the monitor stops it.
+
+        A resumed run equals one that was never interrupted: bit for bit on one CPU machine.
+
+        Args:
+            resume: "auto" goes on from the last snapshot if there is one; a path names a snapshot or a run; None starts
+                afresh.
+
+        Returns:
+            The adapter that is recommended.
+
+        Raises:
+            ConfigError: the snapshot is of another run, or a fresh start would mix with an earlier run.
+            WorkError: the run diverged, the reward failed for good, or SIGTERM or SIGINT stopped it; a snapshot was saved.
+        """
+        config = self.config
+        accelerator = create_accelerator(config.mixed_precision, 1, config.device)
+        identity = run_identity(config, accelerator.num_processes)
+        snapshot = choose_snapshot(config.out / CHECKPOINTS, resume)
+        if snapshot is not None:
+            check_identity(snapshot, identity)
+        with StopRequest() as stop, torch.random.fork_rng():
+            run = self.run_state = AlignRun(config, accelerator, self._rewards)
+            if snapshot is not None:
+                run.load(snapshot, identity)
+            return _Loop(run, identity, stop, self._on_evaluation, self._quiet).go(snapshot.step if snapshot else 0)
+
+
+class _Loop:
+    """One life of a run."""
+
+    def __init__(
+        self,
+        run: AlignRun,
+        identity: dict[str, Any],
+        stop: StopRequest,
+        on_evaluation: Callable[[Path], None] | None,
+        quiet: bool,
+    ) -> None:
+        self.run, self.config, self.identity, self.stop = run, run.config, identity, stop
+        self.main = run.accelerator.is_main_process
+        self.on_evaluation, self.quiet = on_evaluation, quiet
+        self.monitor: Monitor | None = None
+        self.alarms = 0  # measurements in a row that alarmed
+        self.log: MetricsLog | None = None
+
+    def go(self, first: int) -> Aligned:
+        config = self.config
+        if self.main:
+            with atomic_write(config.out / "config.json") as file:
+                file.write(json.dumps(config.model_dump(mode="json"), indent=2).encode())
+            self.log = MetricsLog(config.out / "metrics.jsonl", first)
+        bar = ProgressBar("align", config.num_updates, first, enabled=self.main and not self.quiet)
+        try:
+            with bar:
+                return self._updates(first, bar)
+        finally:
+            if self.log is not None:
+                self.log.close()
+
+    def _updates(self, first: int, bar: ProgressBar) -> Aligned:
+        config, run = self.config, self.run
+        if not first:
+            self._measure(0)
+        else:
+            self._recall(first)
+        for number in range(first, config.num_updates):
+            done = number + 1
+            try:
+                row = run.update(number)
+            except WorkError as error:
+                run.save(number, self.identity)
+                raise WorkError(
+                    f'{error}. The {number} updates before it are saved: go on with resume="auto" (--resume auto)'
+                ) from error
+            stopping = any_process(run.accelerator, self.stop.signal_name is not None)
+            last = done == config.num_updates
+            if self.log is not None:
+                self.log.write(row)
+            bar.advance(**{name: float(row[name] or 0) for name in ("loss", "reward") if name in row})
+            fooled = self._measure(done) if _due(done, config.evaluation.every) or last else None
+            if _due(done, config.save_every) or last or stopping or fooled:
+                run.save(done, self.identity)
+            if fooled:
+                return self._fooled(done, fooled)
+            if stopping and not last:
+                raise WorkError(
+                    f"the run was stopped by {self.stop.signal_name or 'another process'} after update {done} of "
+                    f'{config.num_updates}; it is saved: go on with resume="auto" (--resume auto)'
+                )
+        run.export(config.out / "adapter")
+        return Aligned(config.out / "adapter", config.num_updates)
+
+    def _measure(self, step: int) -> str | None:
+        """Measure, draw, write down; what the monitor has to say if the run is to stop."""
+        config, run = self.config, self.run
+        if not config.evaluation.every:
+            return None
+        look = run.evaluate(step)
+        if self.monitor is None:
+            self.monitor = Monitor(config.monitor, look.measurement)
+        findings = self.monitor.judge(look.measurement)
+        run.export(_adapter(config.out, step))
+        if self.main:
+            self._write_down(look, findings)
+            if self.on_evaluation is not None:
+                self.on_evaluation(config.out)
+        self.alarms = self.alarms + 1 if findings.alarms else 0
+        if not findings.alarms or self.alarms < config.monitor.patience:
+            return None
+        if config.monitor.action == "strengthen":
+            run.strengthen(config.monitor.factor)
+            return None
+        words = "; ".join(alarm.words for alarm in findings.alarms)
+        return words if config.monitor.action == "stop" else None
+
+    def _write_down(self, look: Look, findings: Findings) -> None:
+        config, now = self.config, look.measurement
+        now.save(config.out / MEASUREMENTS / f"step-{now.step:06d}")
+        if len(look.pixels):
+            with atomic_write(config.out / "samples" / f"step-{now.step:06d}.png") as file:
+                sheet(look.pixels).save(file, "PNG", optimize=True)
+        assert self.log is not None
+        told: Row = {"kind": "evaluation", "step": now.step, "seconds": self.run.seconds}
+        self.log.write({**told, **findings.figures})
+        for alarm in findings.alarms:
+            self.log.write({"kind": "alarm", "step": now.step, "name": alarm.name, "value": alarm.value,
+                            "threshold": alarm.threshold, "words": alarm.words})  # fmt: skip
+
+    def _recall(self, first: int) -> None:
+        """What the monitor knew when the run was cut short."""
+        folders = sorted((self.config.out / MEASUREMENTS).glob("step-*"))
+        seen = [Measurement.load(folder) for folder in folders if int(folder.name[5:]) <= first]
+        if seen:
+            self.monitor = Monitor.replay(self.config.monitor, seen)
+
+    def _fooled(self, step: int, words: str) -> Aligned:
+        assert self.monitor is not None
+        good = self.monitor.last_good
+        self.run.export(self.config.out / "adapter")
+        return Aligned(_adapter(self.config.out, good), good, f"stopped after update {step}: {words}")
+
+
+def _adapter(out: Path, step: int) -> Path:
+    return out / "adapters" / f"step-{step:06d}"
+
+
+def _due(done: int, every: int) -> bool:
+    return every > 0 and done % every == 0

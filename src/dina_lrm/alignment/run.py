@@ -1,0 +1,362 @@
+"""The state of one run: what the loop moves, measures, saves and exports."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dina_lrm.alignment.algorithms import Actors, Judged, PromptBatch, Step
+from dina_lrm.alignment.assemble import latents_shape, load_cast, real_latents
+from dina_lrm.alignment.config import AlignConfig, ReflConfig
+from dina_lrm.alignment.evaluation import Evaluation, Look
+from dina_lrm.alignment.prompts import evenly, read_prompts
+from dina_lrm.alignment.rewards import AWAY, Finished, Verdict
+from dina_lrm.data import PairBatches
+from dina_lrm.errors import InputError, WorkError
+from dina_lrm.runtime.accelerator import Accelerator, average_gradients, mean_over_processes
+from dina_lrm.runtime.ema import Ema
+from dina_lrm.runtime.optimiser import build_optimiser, trainable_parameters
+from dina_lrm.runtime.seeds import derive_seed, derived_generator
+from dina_lrm.runtime.snapshots import CHECKPOINTS, Snapshot, load_snapshot, prune_snapshots, save_snapshot
+from dina_lrm.types import Conditioning, NoisedState
+
+__all__ = ["AlignRun", "run_identity"]
+
+Row = dict[str, int | float | str | None]
+
+# What may differ between a run and its continuation: none of it changes what is learned.
+FREE_KEYS = {"out", "evaluation", "save_every", "keep_last", "device", "reward_patience", "max_failed_updates"}
+
+
+def run_identity(config: AlignConfig, num_processes: int) -> dict[str, Any]:
+    """What makes two runs the same run, as JSON values."""
+    prompts = read_prompts(config.prompts)
+    return {
+        **config.model_dump(mode="json", exclude=FREE_KEYS | {"prompts"}),
+        "prompts": derive_seed(0, "\n".join(prompts)),
+        "num_processes": num_processes,
+    }
+
+
+class AlignRun:
+    """One run in memory. Built from a configuration; a loop calls `update`, `evaluate`, `save` and at last `export`.
+
+    Attributes:
+        config: of the run.
+        cast: policy, rewards and judges.
+        algorithm: that learns.
+        seconds: spent in updates so far, over all its lives.
+    """
+
+    def __init__(self, config: AlignConfig, accelerator: Accelerator, given: dict[str, Any] | None = None) -> None:
+        """Load everything once and encode all prompts.
+
+        Args:
+            config: of the run.
+            accelerator: where it runs.
+            given: rewards by name that are at hand already.
+
+        Raises:
+            InputError: prompts, rewards and base that do not fit together.
+        """
+        self.config, self.accelerator = config, accelerator
+        self.algorithm = config.algorithm.build()
+        config.schedule.check_fits(config.num_updates)
+        self._prompts = read_prompts(config.prompts)
+        held_out = evenly(self._held_out(), config.evaluation.num_prompts)
+        with accelerator.main_process_first():
+            self.cast = load_cast(config, (*self._prompts, *held_out), accelerator.device, given)
+        policy = self.cast.policy
+        self._parameters = trainable_parameters(policy.backbone)
+        self._optimiser = build_optimiser(self._parameters, config.optimiser)
+        self._ema = Ema(self._parameters, config.ema_decay) if config.ema_decay else None
+        self._shape = latents_shape(policy, config.sampler)
+        self._negative = self.cast.prompt_lookup([""])
+        self._batches = PairBatches(
+            len(self._prompts),
+            config.prompts_per_update * config.micro_batches,
+            config.seed,
+            accelerator.process_index,
+            accelerator.num_processes,
+        )
+        self._actors = self._act()
+        self._evaluation = self._evaluate_with(held_out)
+        self._verdicts: list[Verdict] = []
+        self._failed = 0  # updates in a row without a reward
+        self._pull = 1.0
+        self.seconds = 0.0
+
+    def _held_out(self) -> tuple[str, ...]:
+        if not self.config.evaluation.every:
+            return ()
+        given = self.config.evaluation.prompts
+        return self._prompts if given is None else read_prompts(given)
+
+    def _act(self) -> Actors:
+        config, policy = self.config, self.cast.policy
+        real = None
+        if isinstance(config.algorithm, ReflConfig) and config.algorithm.pretraining:
+            assert config.pretraining_data is not None
+            real = real_latents(config.pretraining_data, self.cast.text, self._prompts, policy)
+        return Actors(
+            policy=self.velocity,
+            reference=policy.reference,
+            reward=self._judge,
+            reward_of_state=self._judge_state if self.algorithm.reads_states else None,
+            sigmas=policy.backbone.sampler_sigmas(config.sampler.num_steps, self._shape),
+            negative=self._negative,
+            guidance=config.sampler.guidance,
+            parameters=self._parameters,
+            real=real,
+        )
+
+    def _evaluate_with(self, held_out: tuple[str, ...]) -> Evaluation:
+        config = self.config
+        sampler = config.evaluation.sampler or config.sampler
+        shape = latents_shape(self.cast.policy, sampler)
+        sigmas = self.cast.policy.backbone.sampler_sigmas(sampler.num_steps, shape)
+        return Evaluation(config.evaluation, held_out, self.cast, sigmas, sampler.guidance, shape, self._negative)
+
+    def velocity(self, state: NoisedState, conditioning: Conditioning) -> Tensor:
+        """What the policy says, under the run's precision."""
+        with self.accelerator.autocast():
+            velocity: Tensor = self.cast.policy(state, conditioning)
+        return velocity
+
+    # Learning.
+
+    def update(self, number: int) -> Row:
+        """One update, counted from 0: rollouts, rewards, and as many optimiser steps as the algorithm takes of them.
+
+        Returns:
+            A row for metrics.jsonl; the step it names is the number of updates done.
+
+        Raises:
+            WorkError: loss or gradient is not finite, or the reward has failed too long. The policy is as it was before.
+        """
+        started = time.perf_counter()
+        factor = self.config.schedule.factor(number, self.config.num_updates)
+        for group in self._optimiser.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+        rank = self.accelerator.process_index
+        torch.manual_seed(derive_seed(self.config.seed, "dropout", rank, number))
+        micros = range(self.config.micro_batches)
+        self._verdicts.clear()
+        self._number = number
+        running = [
+            self.algorithm.update(
+                self._actors,
+                self._batch(number, micro),
+                derived_generator(self.config.seed, "update", rank, number, micro),
+            )
+            for micro in micros
+        ]
+        steps: list[Step] = []
+        norms: list[float] = []
+        while (found := self._backward(running)) is not None:
+            steps += found
+            if found[-1].ends:
+                norms.append(self._step(number, found))
+        self.algorithm.finish(self._actors)
+        seconds = time.perf_counter() - started
+        self.seconds += seconds
+        return {
+            "kind": "update",
+            "step": number + 1,
+            **self._figures(steps),
+            "lr": self.config.optimiser.learning_rate * factor,
+            "grad_norm": sum(norms) / len(norms),
+            "samples_per_second": self._samples_an_update / seconds,
+            "seconds": self.seconds,
+        }
+
+    @property
+    def _samples_an_update(self) -> int:
+        config = self.config
+        return (
+            config.prompts_per_update
+            * config.micro_batches
+            * self.algorithm.group_size
+            * self.accelerator.num_processes
+        )
+
+    def _backward(self, running: Iterable[Any]) -> list[Step] | None:
+        """The next loss of every micro batch, its gradient added; None when they are done."""
+        found = []
+        for losses in running:
+            step = next(losses, None)
+            if step is None:
+                return None
+            if step.loss.requires_grad:
+                (step.loss / self.config.micro_batches).backward()
+            found.append(Step(step.loss.detach(), step.ends, step.figures))
+        return found
+
+    def _batch(self, number: int, micro: int) -> PromptBatch:
+        config, size = self.config, self.config.prompts_per_update
+        places = self._batches.batch(number)[micro * size : (micro + 1) * size].tolist()
+        each = self.algorithm.group_size
+        prompts = tuple(self._prompts[place] for place in places for _ in range(each))
+        rank = self.accelerator.process_index
+        generator = derived_generator(config.seed, "noise", rank, number, micro)
+        noise = torch.randn(len(prompts), *self._shape, generator=generator).to(self.cast.policy.device)
+        return PromptBatch(prompts, self.cast.prompt_lookup(prompts), each, noise)
+
+    def _step(self, number: int, steps: list[Step]) -> float:
+        average_gradients(self.accelerator, self._parameters.values())
+        limit = self.config.optimiser.max_grad_norm
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters.values(), math.inf if limit is None else limit)
+        loss = mean_over_processes(self.accelerator, torch.stack([step.loss.float() for step in steps]).mean())
+        if not (torch.isfinite(norm) and torch.isfinite(loss)):
+            self._optimiser.zero_grad()
+            raise WorkError(
+                f"the update {number + 1} diverged: loss {float(loss):g}, gradient norm {float(norm):g}; lower "
+                "optimiser.learning_rate, or raise the pull towards the reference"
+            )
+        if self._any_reward():
+            self._optimiser.step()
+            if self._ema is not None:
+                self._ema.update()
+        self._optimiser.zero_grad()
+        return float(norm)
+
+    def _any_reward(self) -> bool:
+        """Whether any sample of any process was judged; too many updates without one are the end."""
+        judged = torch.tensor(float(any(bool(verdict.total.valid.any()) for verdict in self._verdicts)))
+        found = bool(mean_over_processes(self.accelerator, judged.to(self.accelerator.device)) > 0)
+        self._failed = 0 if found else self._failed + 1
+        if self._failed >= self.config.max_failed_updates:
+            raise WorkError(
+                f"the reward gave nothing for {self._failed} updates in a row, so nothing was learned; look at what it says: "
+                f"{self._last_failure or 'all its numbers were not finite'}"
+            )
+        return found
+
+    # Judging.
+
+    _last_failure: str = ""
+
+    def _judge(self, latents: Tensor, batch: PromptBatch) -> Judged:
+        samples = Finished(
+            latents,
+            batch.prompts,
+            self.cast.policy.backbone.decode_latents,
+            self._reward_seeds(batch),
+            batch.group_size,
+        )
+        return self._patiently(lambda: self.cast.mixture(samples), len(samples))
+
+    def _judge_state(self, state: NoisedState, batch: PromptBatch) -> Judged:
+        return self._patiently(lambda: self.cast.mixture.of_state(state, batch.prompts, batch.group_size), len(state))
+
+    def _reward_seeds(self, batch: PromptBatch) -> tuple[int, ...]:
+        """Samples of a prompt meet the same noise, and other noise in the next update."""
+        rank, number = self.accelerator.process_index, self._number
+        places = [place // batch.group_size for place in range(len(batch))]
+        seeds = [derive_seed(self.config.seed, "reward", rank, number, place) for place in range(max(places) + 1)]
+        return tuple(seeds[place] for place in places)
+
+    def _patiently(self, ask: Callable[[], Verdict], count: int) -> Judged:
+        """Ask; wait for a judge that is away; what fails in another way is a mask."""
+        waited, pause = 0.0, 1.0
+        while True:
+            try:
+                verdict = ask()
+                break
+            except InputError:
+                raise
+            except AWAY as error:
+                if waited >= self.config.reward_patience:
+                    raise WorkError(f"the reward has not answered for {waited:.0f} s: {error}") from error
+                time.sleep(pause)
+                waited, pause = waited + pause, min(2 * pause, 30.0)
+            except Exception as error:
+                self._last_failure = repr(error)
+                warnings.warn(f"the reward failed for all {count} samples: {error!r}", stacklevel=2)
+                nothing = torch.zeros(count, device=self.cast.policy.device)
+                verdict = Verdict(Judged(nothing, nothing.bool()), {})
+                break
+        self._verdicts.append(verdict)
+        return verdict.total
+
+    def _figures(self, steps: list[Step]) -> Row:
+        """Means over the update and over processes."""
+        told: dict[str, list[Tensor]] = {"loss": [step.loss for step in steps]}
+        for step in steps:
+            for name, value in step.figures.items():
+                told.setdefault(name, []).append(value.detach())
+        for verdict in self._verdicts:
+            told.setdefault("judged", []).append(verdict.total.valid.float().mean())
+            for name, judged in verdict.parts.items():
+                mean = (judged.reward.detach() * judged.valid).sum() / judged.valid.sum()
+                told.setdefault(f"reward/{name}", []).append(mean)
+        device = self.accelerator.device
+        row: Row = {}
+        for name, values in sorted(told.items()):
+            mean = torch.stack([value.float().to(device) for value in values]).nanmean()
+            row[name] = float(mean_over_processes(self.accelerator, mean))
+        return row
+
+    # Measuring.
+
+    def evaluate(self, step: int) -> Look:
+        """Measure the weights that would be exported now."""
+        with self.exported():
+            return self._evaluation.measure(self.velocity, step, self.accelerator)
+
+    def exported(self) -> AbstractContextManager[None]:
+        """Inside, the policy has the weights that would be exported."""
+        return nullcontext() if self._ema is None else self._ema.swapped()
+
+    @property
+    def held_out(self) -> tuple[str, ...]:
+        """The prompts that are measured on."""
+        return self._evaluation.prompts
+
+    # Keeping.
+
+    def strengthen(self, factor: float) -> None:
+        """Pull harder towards the generator as it was, from now on."""
+        self.algorithm.strengthen(factor)
+        self._pull *= factor
+
+    def save(self, step: int, identity: dict[str, Any]) -> None:
+        """Write a snapshot after `step` updates and remove what is too many."""
+        if self.accelerator.is_main_process:
+            folder = self.config.out / CHECKPOINTS
+            progress = {"seconds": self.seconds, "pull": self._pull, "failed": self._failed}
+            save_snapshot(
+                folder,
+                step,
+                self._parameters,
+                self._optimiser,
+                self._ema,
+                identity,
+                progress,
+                self.algorithm.state_dict(),
+            )
+            prune_snapshots(folder, self.config.keep_last)
+        self.accelerator.wait_for_everyone()
+
+    def load(self, snapshot: Snapshot, identity: dict[str, Any]) -> None:
+        """Go back to where a snapshot was taken."""
+        found = load_snapshot(snapshot, self._parameters, self._optimiser, self._ema, identity)
+        self.algorithm.load_state_dict(found.memory)
+        self.seconds, self._failed = float(found.progress["seconds"]), int(found.progress["failed"])
+        if found.progress["pull"] != 1:
+            self.strengthen(float(found.progress["pull"]))
+
+    def export(self, folder: Path) -> None:
+        """Write the adapter as it would be used now; `pipeline.load_lora_weights(folder)` reads it."""
+        if self.accelerator.is_main_process:
+            with self.exported():
+                self.cast.policy.save_pretrained(folder)
+        self.accelerator.wait_for_everyone()
