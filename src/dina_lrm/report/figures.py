@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["KIND_COLOURS", "profile_figure", "reliability_figure", "spread_labels", "training_figure"]
+__all__ = ["KIND_COLOURS", "profile_figure", "reliability_figure", "spread_labels", "svg_figure", "training_figure"]
 
 # Stand-ins: colours that nobody would choose, each for a variable of page.css.
 INK, MUTED, GRID, SURFACE = "#010101", "#010102", "#010103", "#010104"
@@ -43,7 +43,7 @@ _RUN_COLOURS = (BLUE, RED, GREEN, PURPLE)
 _DPI = 72  # one SVG unit is one CSS pixel
 
 
-def _figure(width: float, height: float, name: str, draw: Callable[[Axes], None], described: str) -> str:
+def svg_figure(width: float, height: float, name: str, draw: Callable[[Axes], None], described: str) -> str:
     """Draw one set of axes and return it as inline SVG of at most `width` pixels."""
     try:
         import matplotlib
@@ -202,7 +202,7 @@ def training_figure(runs: Sequence[TrainingFacts], what: str) -> str:
         elif len(lines) > 1:
             _label_inside(axes, lines)
 
-    return _figure(340, 230, f"train-{what}", draw, titles[what])
+    return svg_figure(340, 230, f"train-{what}", draw, titles[what])
 
 
 def _validation_dots(axes: Axes, run: TrainingFacts, colour: str) -> None:
@@ -265,7 +265,7 @@ def profile_figure(profile: SigmaProfile, marked: Sequence[float], width: float)
         _label_ends(axes, lines, profile.sigmas[-1] * 1.025, 0.062)
 
     height = 400 if width > 500 else 330
-    return _figure(width, height, f"profile{width:g}", draw, "accuracy over sigma by kind of pair")
+    return svg_figure(width, height, f"profile{width:g}", draw, "accuracy over sigma by kind of pair")
 
 
 def _percent(estimates: Sequence[AccuracyEstimate]) -> tuple[list[float], list[float], list[float]]:
@@ -304,4 +304,4 @@ def reliability_figure(card: CalibrationCard, name: str) -> str:
             transform=axes.transAxes,
         )
 
-    return _figure(380, 380, f"reliability-{name}", draw, "reliability diagram")
+    return svg_figure(380, 380, f"reliability-{name}", draw, "reliability diagram")

@@ -6,12 +6,12 @@ import base64
 import math
 from collections.abc import Iterable, Mapping
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 
 from dina_lrm.errors import ValueRangeError
 from dina_lrm.evals import AccuracyEstimate, EvalCard
 from dina_lrm.report.figures import profile_figure, reliability_figure, training_figure
+from dina_lrm.report.html import document, duration, paragraph, section, tile
 from dina_lrm.report.results import BestOf, DemoResults, RankedPicture, RankedPrompt, TableRow
 from dina_lrm.runtime.files import atomic_write
 
@@ -45,7 +45,6 @@ def write_report(results: DemoResults, pictures: Mapping[str, bytes], out: Path)
 
 def render(results: DemoResults, pictures: Mapping[str, bytes]) -> str:
     """The page as one string."""
-    style = files("dina_lrm.report").joinpath("page.css").read_text(encoding="utf-8")
     parts = [
         _opening(results),
         _tiles(results),
@@ -60,21 +59,7 @@ def render(results: DemoResults, pictures: Mapping[str, bytes]) -> str:
         "<footer>Every number on this page is in <code>results.json</code> beside it. Intervals are 95 % percentile bootstraps "
         "over prompts: pairs of one prompt are alike, so prompts are drawn anew, not pairs.</footer>",
     ]
-    body = "".join(parts).replace(" %", "\u00a0%")  # a number and its sign stay on one line
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>DiNa-LRM: {escape(results.world.name)}</title>\n<style>\n{style}</style></head>\n"
-        f"<body><main>\n{body}\n</main></body></html>\n"
-    )
-
-
-def _section(title: str, *parts: str) -> str:
-    return f"\n<section><h2>{title}</h2>\n{''.join(parts)}</section>\n"
-
-
-def _p(text: str, kind: str = "") -> str:
-    return f'<p class="{kind}">{text}</p>\n' if kind else f"<p>{text}</p>\n"
+    return document(f"DiNa-LRM: {results.world.name}", "".join(parts))
 
 
 def _picture(pictures: Mapping[str, bytes], name: str, described: str) -> str:
@@ -98,7 +83,7 @@ def _opening(results: DemoResults) -> str:
     world = results.world
     train, test = results.splits["train"], results.splits["test"]
     fast = (
-        _p(
+        paragraph(
             f"<b>Fast run.</b> Trained for {results.training[0].steps} steps and measured on {test.measured_prompts} of "
             f"{test.prompts} test prompts, to show that everything works; the numbers of a full run are better and firmer.",
             "note",
@@ -108,7 +93,7 @@ def _opening(results: DemoResults) -> str:
     )
     return (
         "<h1>A reward model that reads noisy diffusion states</h1>\n"
-        + _p(
+        + paragraph(
             f"A diffusion transformer that draws emoji from prompts ({world.transformer_parameters / 1e6:.1f} M parameters) knows "
             "what belongs to a prompt. "
             f"DiNa-LRM keeps its first {world.kept_blocks} of {world.transformer_blocks} blocks, noises the latents of a picture, "
@@ -118,7 +103,7 @@ def _opening(results: DemoResults) -> str:
             f"pairs of {test.measured_prompts:,} prompts that training never saw.",
             "lead",
         )
-        + _p(
+        + paragraph(
             "The votes come from a program, not from people: nine simulated annotators a pair, around the utility of an "
             "oracle that judges pixels with networks of its own. So the truth is known, and so is the best that any model could do.",
             "quiet",
@@ -127,33 +112,29 @@ def _opening(results: DemoResults) -> str:
     )
 
 
-def _tile(what: str, number: str, explained: str) -> str:
-    return f'<div class="tile"><span class="what">{what}</span><b>{number}</b><span>{explained}</span></div>\n'
-
-
 def _tiles(results: DemoResults) -> str:
     row = results.row(results.headline)
     card = row.cards["test"]
     tiles = [
-        _tile(
+        tile(
             "Right order",
             f"{_percent(card.accuracy)} %",
             f"of test pairs, {escape(row.label)}; 95 %: {_ends(card.accuracy)}",
         ),
-        _tile("Ceiling", f"{_percent(card.ceiling)} %", "the oracle’s own order against the noisy votes"),
+        tile("Ceiling", f"{_percent(card.ceiling)} %", "the oracle’s own order against the noisy votes"),
     ]
     control = next((r for r in results.table if r.name == "random"), None)
     if control is not None:
         gap = control.gap["test"]
         tiles.append(
-            _tile(
+            tile(
                 "Pretraining is worth",
                 f"{100 * gap.value:+.1f}",
                 f"points over the same training on random weights; 95 %: {_ends(gap)}",
             )
         )
     tiles += [
-        _tile(
+        tile(
             f"Best of {best.n} {best.pool}",
             f"{100 * best.captured:.0f} %",
             "of what a perfect choice would gain over a blind one, in oracle utility",
@@ -168,14 +149,14 @@ def _samples(results: DemoResults, pictures: Mapping[str, bytes]) -> str:
     grid = "".join(f"<div>{_picture(pictures, s.picture, s.prompt)}{escape(s.prompt)}</div>\n" for s in results.samples)
     size = results.world.image_size
     quality = "; ".join(f"{escape(name)}: {value:.1f}" for name, value in results.world.quality.items())
-    return _section(
+    return section(
         "What the generator draws",
-        _p(
+        paragraph(
             f"{escape(results.world.description)} Its own pictures for test prompts, {size} × {size} pixels, none chosen by hand: "
             "the reward model has to judge such as these."
         ),
         f'<div class="pictures">\n{grid}</div>\n',
-        _p(f"Measured when it was built: {quality}.", "quiet") if quality else "",
+        paragraph(f"Measured when it was built: {quality}.", "quiet") if quality else "",
     )
 
 
@@ -191,19 +172,19 @@ def _training(results: DemoResults) -> str:
     )
     facts = "; ".join(
         f"<b>{escape(run.label)}</b> {run.steps:,} steps of {run.batch_size} prompts, {run.pairs:,} comparisons, in "
-        f"{_duration(run.seconds)} ({run.pairs_per_second:,.0f} comparisons a second)"
+        f"{duration(run.seconds)} ({run.pairs_per_second:,.0f} comparisons a second)"
         for run in results.training
     )
-    return _section(
+    return section(
         "Training",
-        _p(
+        paragraph(
             "A step takes a few prompts with all their labelled pairs. The pictures of a prompt are noised with one sigma, drawn "
             "anew from 0 to 1, and one noise, and go through the network once; the law of choice expects less where the noise "
             "is louder. The control has the same blocks, budget and schedule, but its backbone "
             "starts from random weights."
         ),
         f'<div class="plots">\n{plots}</div>\n',
-        _p(facts + ".", "quiet"),
+        paragraph(facts + ".", "quiet"),
     )
 
 
@@ -255,14 +236,14 @@ def _accuracy(results: DemoResults) -> str:
     ceilings = (_cell(headline.cards[s].ceiling, None) for s in splits)
     body.append(_table_row("Oracle", "its noise-free order against the same votes", "ceiling", ceilings))
     ties = headline.cards["test"]
-    return _section(
+    return section(
         "Held-out accuracy",
-        _p(
+        paragraph(
             "How often the order of the rewards is the order of the votes, in %, with 95 % intervals. The strip below each number runs "
             "from 40 to 100: thin line chance, thick line the oracle’s ceiling."
         ),
         f'<table class="accuracy"><thead><tr><th></th>{heads}</tr></thead><tbody>\n{"".join(body)}</tbody></table>\n',
-        _p(
+        paragraph(
             f"Pairs whose votes are tied are left out ({ties.vote_ties} of {ties.pairs} test pairs); equal rewards would count half "
             f"({ties.predicted_ties} here). " + _leads(results),
             "quiet",
@@ -332,14 +313,14 @@ def _against_oracle(results: DemoResults, splits: Iterable[str]) -> str:
 def _profile(results: DemoResults) -> str:
     marked = sorted({s for row in results.table if row.group == "model" for s in row.cards["test"].sigmas})
     wide, narrow = (profile_figure(results.profile, marked, width) for width in (940, 350))
-    return _section(
+    return section(
         "What each sigma sees",
-        _p(
+        paragraph(
             "The same test pairs, scored with one draw at each noise level and split by what tells the two pictures apart. The dot "
             "marks the best level of each kind; bands are 95 % intervals; dotted verticals are the levels used in the table above."
         ),
         f'<div class="wide">{wide}</div><div class="narrow">{narrow}</div>\n',
-        _p(_best_levels(results), "quiet"),
+        paragraph(_best_levels(results), "quiet"),
     )
 
 
@@ -375,18 +356,18 @@ def _reliability(results: DemoResults) -> str:
         "<table><thead><tr><th></th><th>ECE, points</th><th>Brier</th><th>log loss</th><th>least log loss</th></tr></thead>"
         f"<tbody>\n{lines}</tbody></table>\n"
     )
-    return _section(
+    return section(
         "Is the probability honest?",
         '<div class="side"><div>',
         reliability_figure(row.cards["test"].calibration, row.name),
         "</div><div>",
-        _p(
+        paragraph(
             "The law of choice turns two utilities into a probability. Test pairs are sorted by how sure the model is and cut into ten "
             "equal bins; each dot compares the mean probability given to the favoured picture with the share of votes it got. "
             f"Above the diagonal the model is too timid, below it too bold. Asked as “{escape(row.label)}”."
         ),
         table,
-        _p(
+        paragraph(
             "Least log loss is the entropy of the votes themselves: no model can do better. Log loss in nats, against shares of votes.",
             "quiet",
         ),
@@ -406,13 +387,13 @@ def _rankings(results: DemoResults, pictures: Mapping[str, bytes]) -> str:
     pools = dict.fromkeys(prompt.pool for prompt in results.rankings)
     rows = "".join(
         f"<h3>Candidates {escape(pool)}</h3>"
-        + _p(escape(_POOLS.get(pool, "")))
+        + paragraph(escape(_POOLS.get(pool, "")))
         + "".join(_ranking(prompt, pictures) for prompt in results.rankings if prompt.pool == pool)
         for pool in pools
     )
-    return _section(
+    return section(
         f"Best of {count}, worst of {count}",
-        _p(
+        paragraph(
             "From left to right by reward: "
             '<span class="key" style="background:var(--good)"></span>best to '
             '<span class="key" style="background:var(--bad)"></span>worst. Below each picture its reward, the rank that the '
@@ -428,7 +409,7 @@ def _gains(results: DemoResults) -> str:
         return ""
     return (
         "<h3>What choosing gains</h3>"
-        + _p(
+        + paragraph(
             "Mean oracle utility (0 to 9 in the emoji world) of the picture that is chosen, over prompts, with 95 % intervals."
         )
         + '<div class="scroll"><table><thead><tr><th></th><th>the model’s best</th><th>average</th><th>the model’s worst</th>'
@@ -462,12 +443,12 @@ def _gain(best: BestOf) -> str:
 def _use(results: DemoResults) -> str:
     commands = "".join(f"<pre>{escape(command)}</pre>\n" for command in results.commands)
     told = "From the folder in which the demo ran; its previews are compressed, so rewards differ a little from those above:"
-    return _section("Use the model", _p(told), commands)
+    return section("Use the model", paragraph(told), commands)
 
 
 def _times(results: DemoResults) -> str:
-    rows = "".join(f"<tr><td>{escape(t.label)}</td><td>{_duration(t.seconds)}</td></tr>\n" for t in results.times)
-    total = _duration(sum(t.seconds for t in results.times))
+    rows = "".join(f"<tr><td>{escape(t.label)}</td><td>{duration(t.seconds)}</td></tr>\n" for t in results.times)
+    total = duration(sum(t.seconds for t in results.times))
     row = results.row(results.headline)
     machine = ", ".join(f"{escape(name)} {escape(value)}" for name, value in results.machine.items())
     encoding = results.encoding
@@ -477,21 +458,15 @@ def _times(results: DemoResults) -> str:
         if encoding.pictures
         else " a second"
     )
-    return _section(
+    return section(
         "Time",
         f"<table><tbody>\n{rows}<tr><td><b>Together</b></td><td><b>{total}</b></td></tr></tbody></table>\n",
-        _p(
+        paragraph(
             f"Encoding: {encoding.prompts_per_second:,.0f} prompts{pictures}. "
             f"Scoring as “{escape(row.label)}”: {row.cards['test'].candidates_per_second:,.0f} pictures a second."
         ),
-        _p(
+        paragraph(
             f"dina-lrm {escape(results.version)}, seed {results.seed}, {machine}. Finished {escape(results.finished)}.",
             "quiet",
         ),
     )
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    return f"{int(seconds // 60)} min {int(seconds % 60):02d} s"
