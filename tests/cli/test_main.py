@@ -10,7 +10,7 @@ import dina_lrm
 from dina_lrm.cli import main as door
 from dina_lrm.errors import CheckpointError, WorkError
 
-VERBS = ("demo", "train", "score", "compare", "convert", "info", "verify")
+VERBS = ("demo", "train", "sample", "score", "compare", "convert", "info", "verify")
 
 
 def test_without_a_verb_comes_the_help(dina) -> None:

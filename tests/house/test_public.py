@@ -15,7 +15,7 @@ PACKAGES = [
     "dina_lrm",
     *(f"dina_lrm.{m.name}" for m in pkgutil.iter_modules(dina_lrm.__path__) if not m.name.startswith("_")),
 ]
-VERBS = ("demo", "train", "score", "compare", "convert", "info", "verify")
+VERBS = ("demo", "train", "sample", "score", "compare", "convert", "info", "verify")
 
 
 @pytest.mark.parametrize("name", PACKAGES)

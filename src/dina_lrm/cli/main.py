@@ -20,6 +20,7 @@ from dina_lrm.cli.demo import demo
 from dina_lrm.cli.encode import encode
 from dina_lrm.cli.eval import evaluate
 from dina_lrm.cli.info import info
+from dina_lrm.cli.sample import sample
 from dina_lrm.cli.score import score
 from dina_lrm.cli.serve import serve
 from dina_lrm.cli.train import train
@@ -37,7 +38,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (demo, encode, train, align, score, compare, calibrate, serve, convert, info, verify):
+for verb in (demo, encode, train, align, sample, score, compare, calibrate, serve, convert, info, verify):
     app.command()(verb)
 app.command("eval")(evaluate)  # a verb that Python has, too
 

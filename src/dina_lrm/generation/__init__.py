@@ -1,5 +1,6 @@
 """Generators: a policy with an adapter of its own, how it is sampled, and how a reward is searched for while it is."""
 
+from dina_lrm.generation.adapter_file import read_adapter_config
 from dina_lrm.generation.policy import Policy, kind_of
 from dina_lrm.generation.sampler import (
     CpsNoise,
@@ -37,6 +38,7 @@ __all__ = [
     "kind_of",
     "ode_step",
     "prune",
+    "read_adapter_config",
     "rollout",
     "smc",
     "state_at",
