@@ -165,6 +165,16 @@ def test_the_old_policy_follows_and_is_saved() -> None:
     assert int(other.state_dict()["num_updates"]) == 2
 
 
+def test_noisings_of_nft_are_averaged_into_one_step() -> None:
+    toy = Toy()
+    steps = list(Nft(group_size=3, passes=2, noisings=3).update(actors(toy), batch(), seeded()))
+    assert [step.ends for step in steps] == [False, False, True] * 2
+    single = list(Nft(group_size=3, passes=6).update(actors(toy), batch(), seeded()))
+    assert all(step.ends for step in single)
+    for part, whole in zip(steps, single, strict=True):
+        assert torch.allclose(3 * part.loss, whole.loss)
+
+
 def test_refl_learns_from_real_latents_too() -> None:
     real = torch.randn(6, *SHAPE, generator=seeded(), dtype=torch.float64)
 

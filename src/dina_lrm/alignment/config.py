@@ -150,11 +150,21 @@ class NftConfig(AlgorithmConfig):
     kl: float = Field(1e-4, ge=0)
     decay: Literal[1, 2] = 1
     passes: int = Field(1, ge=1)
+    noisings: int = Field(1, ge=1)
     advantage_limit: float = Field(5.0, gt=0)
     spread: Literal["group", "batch"] = "batch"
 
     def build(self) -> Algorithm:
-        return Nft(self.group_size, self.strength, self.kl, self.decay, self.passes, self.advantage_limit, self.spread)
+        return Nft(
+            self.group_size,
+            self.strength,
+            self.kl,
+            self.decay,
+            self.passes,
+            self.advantage_limit,
+            self.spread,
+            self.noisings,
+        )
 
 
 class DpoConfig(AlgorithmConfig):
@@ -339,7 +349,8 @@ class EvaluationConfig(Config):
         samples_per_prompt: two or more measure diversity.
         sampler: how; None takes the training's.
         judges: rewards that nothing is learned from: they tell whether the one that is learned from is still right.
-        sigmas: the profile of latent rewards over noise levels.
+        sigmas: the profile of latent rewards over noise levels; none measures no profile.
+        draws: of latent rewards when they are measured; two or more tell their spread, one of the monitor's signs.
         grid: pictures in the grid of samples.
         batch_size: samples at once.
         seed: of noise.
@@ -352,30 +363,43 @@ class EvaluationConfig(Config):
     sampler: SamplerConfig | None = None
     judges: tuple[AnyReward, ...] = ()
     sigmas: tuple[Level, ...] = (0.1, 0.2, 0.4, 0.6, 0.8)
+    draws: int = Field(4, ge=1)
     grid: int = Field(32, ge=0)
     batch_size: int = Field(16, ge=1)
     seed: int = Field(0, ge=0)
 
 
 class MonitorConfig(Config):
-    """What is done when the reward is being fooled.
+    """What is done when the reward is being fooled, and when it is thought to be (`alignment.monitor`).
+
+    Amounts are in standard deviations of the start's samples where nothing else is said.
 
     Attributes:
         action: "stop" ends the run, "strengthen" multiplies the pull towards the reference and goes on, "warn" says so.
         factor: of the pull.
         patience: measurements in a row that must alarm.
+        judge_fall: of a judge below its best.
+        spread: either way, of a reward's spread over noise draws.
+        profile: by which a reward rises more at one level than at the others.
+        range: share of samples whose reward only one in a hundred had at the start.
+        grid: of the grid score.
+        norm: either way, of the latents' size.
+        diversity: share by which samples of one prompt have come nearer to each other.
+        distance: mean squared difference of velocities to the generator's as it was, as a share of `1 + norm^2`, their power.
+        signs: how many of spread to distance must be beyond their limits together.
+        far: times its limit at which one of them suffices.
     """
 
     action: Literal["stop", "strengthen", "warn"] = "stop"
     factor: float = Field(3.0, gt=1)
     patience: int = Field(1, ge=1)
     judge_fall: float = Field(0.1, ge=0)
-    spread: float = Field(1.0, gt=0)
+    spread: float = Field(0.5, gt=0)
     profile: float = Field(0.5, gt=0)
-    range: float = Field(0.3, gt=0, le=1)
-    grid: float = Field(1.0, gt=0)
-    norm: float = Field(1.0, gt=0)
-    diversity: float = Field(0.3, gt=0, le=1)
+    range: float = Field(0.25, gt=0, le=1)
+    grid: float = Field(0.3, gt=0)
+    norm: float = Field(0.5, gt=0)
+    diversity: float = Field(0.2, gt=0, le=1)
     distance: float = Field(0.05, gt=0)
     signs: int = Field(2, ge=1)
     far: float = Field(2.0, gt=1)

@@ -75,7 +75,8 @@ class Nft(Algorithm):
         strength: b.
         kl: weight of staying near the reference.
         decay: kind of `old_decay`.
-        passes: fresh noisings that a rollout is learned from.
+        passes: optimiser steps that a rollout is learned from.
+        noisings: of each sample in such a step, at levels of their own; their gradients are averaged.
         advantage_limit: A_max.
         spread: of advantages.
     """
@@ -87,6 +88,7 @@ class Nft(Algorithm):
     passes: int = 1
     advantage_limit: float = 5.0
     spread: str = "batch"
+    noisings: int = 1
     _old: Ema | None = field(default=None, init=False, repr=False)
     _saved: Mapping[str, Tensor] | None = field(default=None, init=False, repr=False)
 
@@ -100,7 +102,7 @@ class Nft(Algorithm):
             judged = actors.reward(latents, batch)
         advantages = group_advantages(judged, self.group_size, self.spread, self.advantage_limit)
         optimality = advantages / self.advantage_limit / 2 + 0.5
-        for _ in range(self.passes):
+        for number in range(1, self.passes * self.noisings + 1):
             sigma = torch.rand(len(batch), generator=generator).clamp(0.01, 0.99).to(latents.device)
             noise = torch.randn(latents.shape, generator=generator).to(latents.device)
             state = RectifiedFlow().add_noise(latents, noise, sigma)
@@ -110,7 +112,8 @@ class Nft(Algorithm):
             fitted = self.advantage_limit * nft_loss(state, latents, velocity, before, optimality, self.strength)
             near = squared_error(velocity, actors.velocity_of_reference(state, batch.conditioning))
             figures = {"reward": mean_over(judged.reward, judged.valid), "kl": near.detach().mean()}
-            yield Step(mean_over(fitted + self.kl * near, judged.valid), figures=figures)
+            loss = mean_over(fitted + self.kl * near, judged.valid) / self.noisings
+            yield Step(loss, ends=number % self.noisings == 0, figures=figures)
 
     def finish(self, actors: Actors) -> None:
         old = self._old_policy(actors)
