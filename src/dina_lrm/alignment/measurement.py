@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -82,12 +82,11 @@ class Measurement:
         try:
             facts = json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))
             tensors = load_file(folder / TENSORS_FILE)
-            plain = {name: tensors.pop(name) for name in _TENSORS}
-            grouped: dict[str, dict[str, Tensor]] = {group: {} for group in _GROUPS}
+            values: dict[str, Any] = {name: tensors.pop(name) for name in _TENSORS} | {group: {} for group in _GROUPS}
             for key, value in tensors.items():
                 group, _, name = key.partition("/")
-                grouped[group][name] = value
-            return cls(int(facts["step"]), int(facts["group_size"]), sigmas=tuple(facts["sigmas"]), **grouped, **plain)
+                values[group][name] = value
+            return cls(int(facts["step"]), int(facts["group_size"]), sigmas=tuple(facts["sigmas"]), **values)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise DataError(
                 f"{folder} is no measurement ({error!r}); it must hold {FACTS_FILE} and {TENSORS_FILE} of one run"
