@@ -471,6 +471,12 @@ class AlignConfig(Config):
     keep_last: int = Field(2, ge=1)
 
     @model_validator(mode="after")
+    def _something_to_strengthen(self) -> Self:
+        if self.evaluation.every and self.monitor.action == "strengthen":
+            self.algorithm.build().strengthen(self.monitor.factor)
+        return self
+
+    @model_validator(mode="after")
     def _real_pictures(self) -> Self:
         if isinstance(self.algorithm, ReflConfig) and self.algorithm.pretraining and self.pretraining_data is None:
             raise ValueError("algorithm.pretraining learns from real pictures: give pretraining_data, or set it to 0")

@@ -24,8 +24,6 @@ from dina_lrm.types import Conditioning
 
 __all__ = ["Evaluation", "Look"]
 
-DRAWS = 4  # of latent rewards when they are measured: their spread is one of the monitor's signals
-
 
 @dataclass(frozen=True)
 class Look:
@@ -121,9 +119,11 @@ class Evaluation:
         for weighted in self.cast.mixture.terms:
             if not isinstance(weighted.term, LatentTerm):
                 continue
-            answer = weighted.term.scored(samples, weighted.term.sigmas, draws=DRAWS)
+            answer = weighted.term.scored(samples, weighted.term.sigmas, draws=self.config.draws)
             rewards[weighted.name], spreads[weighted.name] = answer.reward, answer.utility_std
-            levels = [weighted.term.scored(samples, (sigma,), draws=DRAWS).reward for sigma in self.config.sigmas]
+            levels = [
+                weighted.term.scored(samples, (sigma,), draws=self.config.draws).reward for sigma in self.config.sigmas
+            ]
             profiles[weighted.name] = torch.stack(levels, dim=1) if levels else torch.zeros(len(samples), 0)
         return rewards, spreads, profiles
 

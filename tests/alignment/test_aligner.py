@@ -1,0 +1,173 @@
+"""The loop: what it leaves, how it goes on, and when it stops."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from pydantic import ValidationError
+
+from dina_lrm.alignment import Aligner
+from dina_lrm.alignment.run import AlignRun
+from dina_lrm.errors import ConfigError, WorkError
+from tests.alignment.tiny import configured, make_world
+
+JUDGE = {"kind": "factory", "make": "tests.alignment.tiny:make_scorer"}
+TIMES = {"seconds", "samples_per_second"}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+def measuring(**changes: Any) -> dict[str, Any]:
+    judge = {**JUDGE, "name": "judge"}
+    return {"every": 1, "num_prompts": 2, "sigmas": (0.2, 0.6), "draws": 2, "grid": 2, "judges": (judge,), **changes}
+
+
+def rows(out: Path, kind: str) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in found if row["kind"] == kind]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(folder / "pytorch_lora_weights.safetensors")
+
+
+def same(one: Path, other: Path) -> bool:
+    left, right = weights(one), weights(other)
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_what_a_run_leaves(world, tmp_path) -> None:
+    seen: list[Path] = []
+    config = configured(world, tmp_path / "run", evaluation=measuring(), monitor={"action": "warn"})
+    found = Aligner(config, on_evaluation=seen.append, quiet=True).run()
+    out = tmp_path / "run"
+    assert found.adapter == out / "adapter" and found.step == 2 and found.stopped is None
+    assert [row["step"] for row in rows(out, "update")] == [1, 2]
+    evaluations = rows(out, "evaluation")
+    assert [row["step"] for row in evaluations] == [0, 1, 2] and len(seen) == 3
+    assert evaluations[0]["gain/judge"] == 0 and evaluations[2]["gain/reward"] != 0
+    for step in range(3):
+        assert (out / "samples" / f"step-{step:06d}.png").is_file()
+        assert (out / "adapters" / f"step-{step:06d}" / "pytorch_lora_weights.safetensors").is_file()
+    assert same(out / "adapter", out / "adapters" / "step-000002")
+    pipeline = DiffusionPipeline.from_pretrained(world / "base")
+    pipeline.load_lora_weights(found.adapter)  # the one line that diffusers needs
+    assert pipeline.get_active_adapters()
+
+
+@pytest.mark.parametrize(
+    "algorithm", [{"kind": "refl", "kl": 0.1}, {"kind": "nft", "group_size": 2}], ids=["refl", "nft"]
+)
+def test_a_run_that_was_stopped_goes_on_to_the_same_bits(world, tmp_path, monkeypatch, algorithm) -> None:
+    def config(name: str):
+        return configured(
+            world,
+            tmp_path / name,
+            algorithm,
+            num_updates=4,
+            save_every=0,
+            evaluation=measuring(),
+            monitor={"action": "warn"},
+        )
+
+    Aligner(config("whole"), quiet=True).run()
+    update = AlignRun.update
+
+    def stopped(self: AlignRun, number: int) -> Any:
+        row = update(self, number)
+        if number == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return row
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AlignRun, "update", stopped)
+        with pytest.raises(WorkError, match=r"stopped by SIGTERM after update 2 of 4; it is saved"):
+            Aligner(config("parted"), quiet=True).run()
+    Aligner(config("parted"), quiet=True).run(resume="auto")
+    assert same(tmp_path / "whole" / "adapter", tmp_path / "parted" / "adapter")
+    for kind in ("update", "evaluation", "alarm"):
+        assert rows(tmp_path / "whole", kind) == rows(tmp_path / "parted", kind)
+
+
+def test_a_run_of_another_recipe_is_not_resumed(world, tmp_path) -> None:
+    Aligner(configured(world, tmp_path / "run"), quiet=True).run()
+    with pytest.raises(ConfigError, match="holds checkpoints of an earlier run"):
+        Aligner(configured(world, tmp_path / "run"), quiet=True).run()
+    other = configured(world, tmp_path / "run", {"kind": "draft"}, seed=3)
+    with pytest.raises(ConfigError, match=r"belongs to another run.*algorithm\.kind \(was 'refl', is 'draft'\).*seed"):
+        Aligner(other, quiet=True).run(resume="auto")
+    (world / "prompts.txt").with_name("others.txt").write_text("something else")
+    prompts = configured(world, tmp_path / "run", prompts={"kind": "file", "path": world / "others.txt"})
+    with pytest.raises(ConfigError, match="prompts"):
+        Aligner(prompts, quiet=True).run(resume="auto")
+
+
+def test_a_reward_that_fails_for_good_leaves_a_snapshot_to_go_on_from(world, tmp_path) -> None:
+    calls: list[int] = []
+
+    def breaks(pixels, prompts):
+        calls.append(len(pixels))
+        if len(calls) > 1:
+            raise ConnectionError("gone")
+        return pixels.flatten(1).mean(dim=1)
+
+    config = configured(
+        world, tmp_path / "run", {"kind": "dpo", "group_size": 2}, rewards=(JUDGE,), reward_patience=0.0, save_every=0
+    )
+    with pytest.raises(WorkError, match=r"not answered.*gone. The 1 updates before it are saved"):
+        Aligner(config, rewards={"reward": breaks}, quiet=True).run()
+    calls.clear()
+    whole = configured(world, tmp_path / "whole", {"kind": "dpo", "group_size": 2}, rewards=(JUDGE,), save_every=0)
+    Aligner(config, quiet=True).run(resume="auto")
+    Aligner(whole, quiet=True).run()
+    assert same(tmp_path / "run" / "adapter", tmp_path / "whole" / "adapter")
+
+
+class Fooled:
+    """A monitor that alarms from its second measurement on."""
+
+    def __init__(self, monkeypatch) -> None:
+        from dina_lrm.alignment import aligner
+        from dina_lrm.alignment.monitor import Alarm, Findings
+
+        class Monitor(aligner.Monitor):
+            def judge(self, now):
+                found = super().judge(now)
+                alarms = (Alarm("grid", 9.0, 1.0, "a grid"),) if now.step else ()
+                self.last_good = 0
+                return Findings(found.step, alarms, found.figures)
+
+        monkeypatch.setattr(aligner, "Monitor", Monitor)
+
+
+def test_an_alarm_stops_the_run_and_names_the_last_good_adapter(world, tmp_path, monkeypatch) -> None:
+    Fooled(monkeypatch)
+    config = configured(world, tmp_path / "run", num_updates=5, evaluation=measuring(), monitor={"patience": 2})
+    found = Aligner(config, quiet=True).run()
+    assert found.step == 0 and found.adapter == tmp_path / "run" / "adapters" / "step-000000"
+    assert found.stopped == "stopped after update 2: a grid"
+    assert [row["step"] for row in rows(tmp_path / "run", "update")] == [1, 2]
+    assert [row["name"] for row in rows(tmp_path / "run", "alarm")] == ["grid", "grid"]
+
+
+def test_an_alarm_may_strengthen_the_pull_instead(world, tmp_path, monkeypatch) -> None:
+    Fooled(monkeypatch)
+    action = {"action": "strengthen", "factor": 2.0}
+    config = configured(world, tmp_path / "run", {"kind": "refl", "kl": 0.5}, evaluation=measuring(), monitor=action)
+    aligner = Aligner(config, quiet=True)
+    assert aligner.run().stopped is None
+    assert aligner.run_state.algorithm.kl == 2.0  # twice: after both updates
+    with pytest.raises(ValidationError, match=r"algorithm\.kl is 0"):  # told before anything is loaded
+        configured(world, tmp_path / "other", {"kind": "refl"}, evaluation=measuring(), monitor=action)
