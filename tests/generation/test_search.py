@@ -178,14 +178,14 @@ def test_weights_of_smc_are_those_of_the_last_reading_where_nobody_was_resampled
 
 
 def test_smc_resamples_whom_the_judge_prefers_and_begins_anew() -> None:
-    table = Table(at_8=[0, 0, 50, 0, 0, 0, 0, 0], at_6=[9] * 8, at_4=[9] * 8, at_2=[9] * 8, at_0=[9] * 8)
+    table = Table(at_8=[0, 0, 50, 0, 0, 0, 0, 0], at_6=[9] * 8, at_4=[9] * 8, at_2=[9] * 8, at_0=[9] * 7 + [50])
     found = smc(
         still, numbered(*range(8)), prompts(0, 0), GRID, table, temperature=1.0, seeds=(0, 0), step_noise=CpsNoise(0.0)
     )
-    assert found.ancestry.tolist() == [2, 2, 2, 2, 4, 5, 6, 7]  # the second prompt's samples are all alike
+    assert found.ancestry.tolist() == [2, 2, 2, 2, 4, 5, 6, 7]  # the second prompt's are alike until they are finished
     assert found.selections[0].kept.tolist() == [2, 2, 2, 2, 4, 5, 6, 7]
     # Weights since they were last equal: of the first prompt from 50 to 9, of the second from 0.
-    assert found.log_weights.tolist() == pytest.approx([-41.0] * 4 + [9.0] * 4)
+    assert found.log_weights.tolist() == pytest.approx([-41.0] * 4 + [9.0] * 3 + [50.0])
 
 
 def test_smc_never_goes_on_with_who_failed() -> None:
