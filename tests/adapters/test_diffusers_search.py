@@ -72,6 +72,10 @@ class Picky(FakeModel):
 TEXT = Conditioning(torch.tensor([1.0, -1.0]).view(2, 1, 1), None)
 
 
+def looking(model=None, text=TEXT, **asked: Any):
+    return judge_of(Picky() if model is None else model, text, **asked)
+
+
 def noise(count: int = 2 * EACH, channels: int = 16) -> torch.Tensor:
     return torch.randn(count, channels, SIDE // 8, SIDE // 8, generator=torch.Generator().manual_seed(0))
 
@@ -135,10 +139,10 @@ def cuts_of(grid: torch.Tensor) -> list[Cut]:
 def test_pruning_is_that_of_the_function(load, guidance) -> None:
     pipeline = load("sd35")
     ours = Reference.of(pipeline)
-    hook = Prune(Picky(), TEXT, cuts_of(ours.grid), sigmas=(0.3,), draws=2, seed=5)
+    hook = Prune(looking(), cuts_of(ours.grid), num_prompts=2)
     seen = sizes_seen(pipeline.transformer)
     latents = run(pipeline, hook, guidance_scale=guidance)
-    found = prune(ours.field(guidance), noise(), ours.text, ours.grid, judge_of(Picky(), TEXT), cuts_of(ours.grid))
+    found = prune(ours.field(guidance), noise(), ours.text, ours.grid, looking(), cuts_of(ours.grid))
     assert torch.allclose(latents, found.latents, atol=1e-4) and len(latents) == 2
     assert hook.ancestry.tolist() == found.ancestry.tolist()
     assert torch.allclose(hook.reward, found.reward, atol=1e-4)
@@ -150,12 +154,29 @@ def test_pruning_is_that_of_the_function(load, guidance) -> None:
     assert torch.equal(run(pipeline, hook, guidance_scale=guidance), latents)  # and again
 
 
+def test_the_predicted_clean_latents_may_be_read_instead(load) -> None:
+    pipeline = load("sd35")
+    ours = Reference.of(pipeline)
+    cuts = [Cut(float(ours.grid[2]), 3), Cut(float(ours.grid[3]), 2), Cut(0.0, 1)]
+    hook = Prune(looking(), cuts, num_prompts=2, of="clean")
+    latents = run(pipeline, hook)
+    found = prune(ours.field(), noise(), ours.text, ours.grid, looking(), cuts, of="clean")
+    assert hook.ancestry.tolist() == found.ancestry.tolist() and torch.allclose(latents, found.latents, atol=1e-4)
+    for ours_, theirs in zip(found.selections, hook.selections, strict=True):
+        assert torch.allclose(ours_.reward, theirs.reward, atol=1e-3) and torch.equal(ours_.kept, theirs.kept)
+    with pytest.raises(ConfigError, match="make the first cut later"):
+        run(pipeline, Prune(looking(), [Cut(0.99, 2)], num_prompts=2, of="clean"))
+    pipeline.scheduler = FlowMatchHeunDiscreteScheduler(shift=3.0)
+    with pytest.raises(ConfigError, match='on its way to needs the plain Euler steps.*give of="state"'):
+        run(pipeline, hook)
+
+
 @pytest.mark.parametrize("kind", ["sd35", "sd15"])
 def test_finished_pictures_are_scored_as_they_are_asked_for(load, kind) -> None:
     model, pipeline = Picky(), load(kind)
     if kind == "sd15":  # a schedule that leaves some noise behind
         pipeline.scheduler = DDIMScheduler(set_alpha_to_one=False)
-    hook = Prune(model, TEXT, [Cut(0.0, 1)], sigmas=(0.3,), draws=2, seed=5)
+    hook = Prune(looking(model, sigmas=(0.3,), draws=2, seed=5), [Cut(0.0, 1)], num_prompts=2)
     run(pipeline, hook, kind, noise(channels=16 if kind == "sd35" else 4))
     assert model.calls == [dict(sigmas=(0.3,), draws=2, seed=5)] and hook.selections[0].sigma == 0
 
@@ -187,7 +208,7 @@ def test_whoever_stays_ends_where_it_would_have_ended(load, kind, settings) -> N
     whole = run(pipeline, None, kind, begin, **settings)
     network = pipeline.unet if kind in ("sdxl", "sd15") else pipeline.transformer
     seen = sizes_seen(network)
-    hook = Prune(Picky(), TEXT, [Cut(0.95, 3), Cut(0.5, 1)], **SIZE)
+    hook = Prune(looking(), [Cut(0.95, 3), Cut(0.5, 1)], num_prompts=2, **SIZE)
     latents = run(pipeline, hook, kind, begin, **settings)
     assert len(latents) == 2 and torch.allclose(latents, whole[hook.ancestry], atol=1e-4)
     assert len({ancestor // EACH for ancestor in hook.ancestry.tolist()}) == 2
@@ -204,7 +225,7 @@ def test_clips_are_pruned(load) -> None:
         num_videos_per_prompt=EACH, latents=begin,
     )  # fmt: skip
     whole = pipeline("a red fox", **asked).frames
-    hook = Prune(Picky(), TEXT[:1], [Cut(0.9, 2)])
+    hook = Prune(looking(text=TEXT[:1]), [Cut(0.9, 2)])
     pruned = pipeline(
         "a red fox", callback_on_step_end=hook, callback_on_step_end_tensor_inputs=hook.tensor_inputs(pipeline), **asked
     ).frames
@@ -223,7 +244,7 @@ def test_what_a_scheduler_remembers_follows_the_samples(load, kind) -> None:
         )
     begin = noise(channels=16 if kind == "sd35" else 4)
     whole = run(pipeline, None, kind, begin)
-    hook = Prune(Picky(), TEXT, [Cut(0.9, 2), Cut(0.5, 1)])
+    hook = Prune(looking(), [Cut(0.9, 2), Cut(0.5, 1)], num_prompts=2)
     assert torch.allclose(run(pipeline, hook, kind, begin), whole[hook.ancestry], atol=1e-4)
 
 
@@ -241,7 +262,7 @@ def test_a_run_that_was_cut_short_leaves_nothing_behind(load) -> None:
 
     pipeline = load("flux")
     whole = run(pipeline, None, "flux")
-    hook = Prune(Fails(), TEXT, [Cut(0.9, 2), Cut(0.0, 1)], **SIZE)
+    hook = Prune(looking(Fails()), [Cut(0.9, 2), Cut(0.0, 1)], num_prompts=2, **SIZE)
     with pytest.raises(KeyboardInterrupt):
         run(pipeline, hook, "flux")
     assert torch.equal(run(pipeline, None, "flux"), whole)
@@ -262,10 +283,10 @@ class LateFlow(FlowNoise):
 def test_resampling_is_that_of_the_function(load, temperature) -> None:
     pipeline = load("sd35")
     ours = Reference.of(pipeline)
-    hook = Resample(Picky(), TEXT, temperature=temperature, seeds=(3, 4), noise=0.7)
+    hook = Resample(looking(), temperature=temperature, seeds=(3, 4), noise=0.7)
     latents = run(pipeline, hook)
     found = smc(
-        ours.field(), noise(), ours.text, ours.grid, judge_of(Picky(), TEXT),
+        ours.field(), noise(), ours.text, ours.grid, looking(),
         temperature=temperature, seeds=(3, 4), step_noise=LateFlow(0.7),
     )  # fmt: skip
     assert hook.ancestry.tolist() == found.ancestry.tolist()
@@ -279,7 +300,7 @@ def test_resampling_works_where_rows_cannot_be_dropped(load, kind) -> None:
     pipeline, begin = load(kind), noise(channels=4 if kind == "sdxl" else 16)
     settings = dict(guidance_scale=2.0)
     whole = run(pipeline, None, kind, begin, **settings)
-    hook = Resample(Picky(), TEXT, temperature=1e-3, seeds=(0, 0), noise=None, **SIZE)
+    hook = Resample(looking(), temperature=1e-3, seeds=(0, 0), noise=None, **SIZE)
     latents = run(pipeline, hook, kind, begin, **settings)
     assert len(latents) == 8 and torch.allclose(latents, whole[hook.ancestry], atol=1e-4)
     assert len(set(hook.ancestry.tolist())) < 8
@@ -291,10 +312,10 @@ def test_guidance_is_that_of_the_function(load, relative) -> None:
     pipeline = load("sd35")
     ours = Reference.of(pipeline)
     asked = dict(scale=0.2 if relative else 40.0, band=(0.0, 0.95), relative=relative)
-    latents = run(pipeline, GuideByReward(Picky(), TEXT, **asked))
+    latents = run(pipeline, GuideByReward(looking(), num_prompts=2, **asked))
     found = prune(
-        ours.field(), noise(), ours.text, ours.grid, judge_of(Picky(), TEXT), [],
-        guidance=RewardGuidance(judge_of(Picky(), TEXT), **asked),
+        ours.field(), noise(), ours.text, ours.grid, looking(), [],
+        guidance=RewardGuidance(looking(), **asked),
     )  # fmt: skip
     with torch.no_grad():
         text = ours.text[torch.tensor([0, 1]).repeat_interleave(EACH)]
@@ -307,31 +328,29 @@ def test_guidance_is_that_of_the_function(load, relative) -> None:
 def test_guidance_reaches_packed_latents(load) -> None:
     pipeline = load("flux")
     plain = run(pipeline, None, "flux")
-    hook = GuideByReward(Picky(), TEXT, scale=0.3, band=(0.0, 0.95), relative=True, **SIZE)
+    hook = GuideByReward(looking(), scale=0.3, band=(0.0, 0.95), relative=True, num_prompts=2, **SIZE)
     moved = (run(pipeline, hook, "flux") - plain).flatten(1).mean(dim=1)
     assert bool((torch.tensor([1.0, -1.0]).repeat_interleave(EACH) * moved > 0.01).all())
 
 
 def test_what_a_pipeline_cannot_do_is_said(load) -> None:
     pipeline = load("sd35")
-    hook = Prune(Picky(), TEXT, [Cut(0.9, 2)])
+    hook = Prune(looking(), [Cut(0.9, 2)], num_prompts=2)
     with pytest.raises(ConfigError, match="was not given prompt_embeds, pooled_prompt_embeds"):
         run(pipeline, hook, inputs=["latents"])
     with pytest.raises(ValueRangeError, match="cannot keep 5 of the 4 samples"):
-        run(pipeline, Prune(Picky(), TEXT, [Cut(0.5, 5)]))
+        run(pipeline, Prune(looking(), [Cut(0.5, 5)], num_prompts=2))
     with pytest.raises(ShapeError, match="8 samples cannot be shared evenly by 3 prompts"):
-        run(pipeline, Prune(Picky(), Conditioning(torch.zeros(3, 1, 1)), [Cut(0.5, 1)]))
+        run(pipeline, Prune(looking(), [Cut(0.5, 1)], num_prompts=3))
     with pytest.raises(ConfigError, match="ZImagePipeline under guidance counts its samples"):
         run(load("zimage"), hook, "zimage", guidance_scale=3.0)
     sdxl = load("sdxl")
     sdxl.scheduler = EulerDiscreteScheduler.from_config(sdxl.scheduler.config)
     with pytest.raises(ConfigError, match="guidance needs the plain Euler steps.*EulerDiscreteScheduler"):
-        run(sdxl, GuideByReward(Picky(), TEXT, scale=1.0), "sdxl", noise(channels=4))
+        run(sdxl, GuideByReward(looking(), scale=1.0), "sdxl", noise(channels=4))
     pipeline.scheduler = FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)
     with pytest.raises(ConfigError, match="noise in the steps needs the plain Euler steps"):
-        run(pipeline, Resample(Picky(), TEXT, temperature=1.0, seeds=(0, 0)))
-    with pytest.raises(ShapeError, match="2 prompts need a seed each, got 1"):
-        Resample(Picky(), TEXT, temperature=1.0, seeds=(0,))
+        run(pipeline, Resample(looking(), temperature=1.0, seeds=(0, 0)))
     stranger = SimpleNamespace(transformer=torch.nn.Linear(1, 1), _callback_tensor_inputs=["latents"])
     with pytest.raises(ConfigError, match="not known what SimpleNamespace holds"):
         hook._start(stranger, 8)
@@ -340,7 +359,7 @@ def test_what_a_pipeline_cannot_do_is_said(load) -> None:
 def test_a_network_that_goes_on_with_all_is_noticed(load) -> None:
     """Such as one whose compiled form was made before the hook: FLUX with one sample left would be broadcast to all."""
     pipeline = load("flux")
-    hook = Prune(Picky(), TEXT[:1], [Cut(0.9, 1)], **SIZE)
+    hook = Prune(looking(text=TEXT[:1]), [Cut(0.9, 1)], **SIZE)
     narrow = hook._narrow
 
     def deaf(at):
@@ -359,7 +378,7 @@ def test_rewards_that_failed_are_never_kept(load) -> None:
             found[found == found.max()] = math.nan
             return SimpleNamespace(reward=found)
 
-    hook = Prune(Broken(), TEXT, [Cut(0.9, 1)])
+    hook = Prune(looking(Broken()), [Cut(0.9, 1)], num_prompts=2)
     run(load("sd35"), hook)
     worst = hook.selections[0].reward.isnan().nonzero().flatten().tolist()
     assert len(worst) == 1 and worst[0] not in hook.ancestry.tolist()

@@ -99,6 +99,21 @@ def test_a_selection_knows_what_each_was_on_its_way_to() -> None:
     assert torch.equal(found.selections[0].predicted, predicted)
 
 
+def test_the_predicted_clean_latents_may_be_read_instead() -> None:
+    read = []
+
+    def judge(state, prompt):
+        read.append(state)
+        return mean_of(state, prompt)
+
+    found = prune(gaussian, noise(4), prompts(1.0), GRID, judge, [Cut(0.6, 2), Cut(0.0, 1)], of="clean")
+    assert [float(state.sigma.max()) for state in read] == [0, 0]
+    assert torch.equal(read[0].noised_latents, found.selections[0].predicted)
+    best = mean_of(read[0], None).topk(2).indices.sort().values
+    assert found.selections[0].kept.tolist() == best.tolist()
+    assert torch.equal(read[1].noised_latents[found.selections[1].kept], found.latents)
+
+
 @pytest.mark.parametrize("cuts", [[], [Cut(0.8, 4), Cut(0.3, 4), Cut(0.0, 4)]], ids=["no cut", "all kept"])
 def test_where_all_are_kept_it_is_the_plain_rollout_to_the_last_bit(cuts) -> None:
     found = prune(gaussian, noise(8), prompts(0.0, 3.0), GRID, mean_of, cuts)

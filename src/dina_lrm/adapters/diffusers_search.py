@@ -1,6 +1,6 @@
 """diffusers: search inside a pipeline's own sampler, as a `callback_on_step_end`; the pipeline's code runs as it is.
 
-    hook = Prune(model, model.encode_prompts(["a red fox"]), [Cut(0.7, 8), Cut(0.4, 4)])
+    hook = Prune(judge_of(model, model.encode_prompts(["a red fox"])), [Cut(0.7, 8), Cut(0.4, 4)])
     images = pipeline(
         "a red fox",
         num_images_per_prompt=16,
@@ -8,8 +8,8 @@
         callback_on_step_end_tensor_inputs=hook.tensor_inputs(pipeline),
     ).images                                            # four of them; hook.ancestry says which of the sixteen
 
-The functions of `dina_lrm.generation.search` do the same on a velocity field. The reward model must be made for the sampler's
-family of latents, and reads its own prompts: one a prompt of the call, or one where all samples are of one prompt.
+The functions of `dina_lrm.generation.search` do the same on a velocity field, by the same judges. The reward model must be made
+for the sampler's family of latents.
 """
 
 from __future__ import annotations
@@ -17,21 +17,20 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from dina_lrm.adapters.sampler_levels import num_steps_of, state_after, unpacked_latents
 from dina_lrm.backbones.sharing import unwrapped
-from dina_lrm.errors import ConfigError, ShapeError
-from dina_lrm.noise import Adaptive
+from dina_lrm.errors import ConfigError
 from dina_lrm.scoring.guidance import gradient_of, push
-from dina_lrm.scoring.protocol import RewardFunction
 from dina_lrm.scoring.selection import (
     Band,
     Cut,
+    Judge,
     Selection,
     Weights,
     check_band,
@@ -39,10 +38,9 @@ from dina_lrm.scoring.selection import (
     due,
     group_size_of,
     inside,
-    judge_of,
     keep_best,
 )
-from dina_lrm.types import Conditioning, NoisedState
+from dina_lrm.types import NoisedState
 
 # What pipelines hold of each sample and hand to callbacks.
 HANDED = (
@@ -88,29 +86,9 @@ class _Search(ABC):
         reward_evaluations: states that were judged.
     """
 
-    def __init__(
-        self,
-        model: RewardFunction,
-        conditioning: Conditioning,
-        *,
-        sigmas: Sequence[float] = (0.4,),
-        draws: int | Adaptive = 1,
-        seed: int = 0,
-        height: int | None = None,
-        width: int | None = None,
-    ) -> None:
-        """Args:
-        model: local or behind HTTP.
-        conditioning: the encoded prompts, as the model reads them.
-        sigmas: levels that finished pictures are noised to, to be scored.
-        draws: noises a level for them.
-        seed: of that noise.
-        height: of the pictures in pixels; needed where the pipeline packs its latents (FLUX, Qwen-Image).
-        width: the same.
-        """
-        self.judge = judge_of(model, conditioning, sigmas=sigmas, draws=draws, seed=seed)
-        self.num_prompts, self.height, self.width = len(conditioning), height, width
-        self._start(None, self.num_prompts)
+    def __init__(self, judge: Judge, num_prompts: int, height: int | None, width: int | None) -> None:
+        self.judge, self.num_prompts, self.height, self.width = judge, num_prompts, height, width
+        self._start(None, num_prompts)
 
     def tensor_inputs(self, pipeline: Any) -> list[str]:
         """For `callback_on_step_end_tensor_inputs`: the tensors that are read or changed."""
@@ -182,16 +160,28 @@ class Prune(_Search):
     ends, a hook on their network leaves out the rows of samples that are gone.
     """
 
-    def __init__(self, model: RewardFunction, conditioning: Conditioning, cuts: Sequence[Cut], **asked: Any) -> None:
+    def __init__(
+        self,
+        judge: Judge,
+        cuts: Sequence[Cut],
+        *,
+        num_prompts: int = 1,
+        of: Literal["state", "clean"] = "state",
+        height: int | None = None,
+        width: int | None = None,
+    ) -> None:
         """Args:
-        model: local or behind HTTP.
-        conditioning: the encoded prompts, as the model reads them.
+        judge: reads states, such as `judge_of` makes it of a reward model.
         cuts: when to keep how many of each prompt; of several that one state is the first to reach the fewest stay.
-        asked: `sigmas`, `draws`, `seed`, `height`, `width`: as in the base class.
+        num_prompts: of the pipeline's call; they share the samples evenly.
+        of: what is read: "state" as it stands; "clean" the clean latents that the step to it predicted, after the second step or
+            later of an Euler sampler of flow matching.
+        height: of the pictures in pixels; needed where the pipeline packs its latents (FLUX, Qwen-Image).
+        width: the same.
         """
-        self.cuts = tuple(cuts)
+        self.cuts, self.of = tuple(cuts), of
         self._narrowing: _Narrowing | None = None
-        super().__init__(model, conditioning, **asked)
+        super().__init__(judge, num_prompts, height, width)
 
     def tensor_inputs(self, pipeline: Any) -> list[str]:
         if _network_name(pipeline) in WITHHELD:
@@ -201,11 +191,14 @@ class Prune(_Search):
     def _start(self, pipeline: Any, count: int) -> None:
         super()._start(pipeline, count)
         self._left = list(self.cuts)
+        self._before: tuple[Tensor, float] | None = None
         self._release()
         if pipeline is None:
             return
         check_cuts(self.cuts, self.group_size)
         _check_can_shrink(pipeline)
+        if self.of == "clean":
+            _require_euler(pipeline, "what a state is on its way to", 'give of="state"')
 
     def _act(self, at: _Standing, tensors: dict[str, Any]) -> dict[str, Any]:
         missing = [name for name in self.tensor_inputs(at.pipeline) if name not in tensors]
@@ -216,7 +209,7 @@ class Prune(_Search):
             )
         reached, self._left = (self._left, []) if at.last else due(self._left, at.sigma)
         if reached:
-            self.reward = self._read(at, at.latents).double().cpu()
+            self.reward = self._looked_at(at).double().cpu()
             size = len(self.reward) // self.num_prompts
             kept = keep_best(self.reward, size, min(cut.keep for cut in reached))
             before = len(at.latents)
@@ -224,9 +217,21 @@ class Prune(_Search):
             names = [name for name in tensors if name == "latents" or name in HANDED]
             tensors = {**tensors, **{name: _rows(name, tensors[name], kept, before) for name in names}}
             self._narrow(at)
+        self._before = (tensors["latents"], at.sigma)
         if at.last:
             self._release()
         return tensors
+
+    def _looked_at(self, at: _Standing) -> Tensor:
+        if self.of == "state":
+            return self._read(at, at.latents)
+        if self._before is None:
+            raise ConfigError(
+                "after the first step nobody can say what a state is on its way to; make the first cut later"
+            )
+        before, sigma = self._before
+        velocity = (at.latents.float() - before.float()) / (at.sigma - sigma)
+        return self._read(replace(at, last=True), at.latents.float() - at.sigma * velocity)
 
     def _narrow(self, at: _Standing) -> None:
         names = WITHHELD.get(_network_name(at.pipeline))
@@ -251,31 +256,29 @@ class Resample(_Search):
 
     def __init__(
         self,
-        model: RewardFunction,
-        conditioning: Conditioning,
+        judge: Judge,
         *,
         temperature: float,
         seeds: Sequence[int],
         share: float = 0.5,
         band: Band = (0.0, 0.9),
         noise: float | None = 0.7,
-        **asked: Any,
+        height: int | None = None,
+        width: int | None = None,
     ) -> None:
         """Args:
-        model: local or behind HTTP.
-        conditioning: the encoded prompts, as the model reads them.
+        judge: reads states, such as `judge_of` makes it of a reward model.
         temperature: in the reward's units: weights grow by `exp((r - r_before) / temperature)`.
-        seeds: of what is random, one a prompt.
+        seeds: of what is random, one a prompt of the pipeline's call; they share the samples evenly.
         share: a prompt's samples are resampled when their effective size falls under this share of their number.
         band: levels at which states are read.
         noise: how random steps are; None leaves them as they are.
-        asked: `sigmas`, `draws`, `seed`, `height`, `width`: as in the base class.
+        height: of the pictures in pixels; needed where the pipeline packs its latents (FLUX, Qwen-Image).
+        width: the same.
         """
         check_band(band)
-        if len(seeds) != len(conditioning):
-            raise ShapeError(f"{len(conditioning)} prompts need a seed each, got {len(seeds)}")
         self.temperature, self.seeds, self.share, self.band, self.noise = temperature, tuple(seeds), share, band, noise
-        super().__init__(model, conditioning, **asked)
+        super().__init__(judge, len(self.seeds), height, width)
 
     def _start(self, pipeline: Any, count: int) -> None:
         super()._start(pipeline, count)
@@ -317,25 +320,27 @@ class GuideByReward(_Search):
 
     def __init__(
         self,
-        model: RewardFunction,
-        conditioning: Conditioning,
+        judge: Judge,
         *,
         scale: float,
         band: Band = (0.1, 0.8),
         relative: bool = False,
-        **asked: Any,
+        num_prompts: int = 1,
+        height: int | None = None,
+        width: int | None = None,
     ) -> None:
         """Args:
-        model: in this process.
-        conditioning: the encoded prompts, as the model reads them.
+        judge: of a reward model in this process.
         scale: of the reward; with `relative` the length of what is added, in lengths of the velocity.
         band: levels at which it guides.
         relative: take of the gradient its direction alone.
-        asked: `sigmas`, `draws`, `seed`, `height`, `width`: as in the base class.
+        num_prompts: of the pipeline's call; they share the samples evenly.
+        height: of the pictures in pixels; needed where the pipeline packs its latents (FLUX, Qwen-Image).
+        width: the same.
         """
         check_band(band)
         self.scale, self.band, self.relative = scale, band, relative
-        super().__init__(model, conditioning, **asked)
+        super().__init__(judge, num_prompts, height, width)
 
     def _start(self, pipeline: Any, count: int) -> None:
         super()._start(pipeline, count)

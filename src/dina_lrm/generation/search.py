@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -34,6 +34,8 @@ from dina_lrm.scoring.selection import (
 from dina_lrm.types import Conditioning, NoisedState
 
 __all__ = ["Chunked", "Counted", "Found", "RewardGuidance", "beam", "best_of_n", "prune", "smc"]
+
+Of: TypeAlias = Literal["state", "clean"]
 
 FLOW = FlowNoise()  # it leaves the distribution of the samples as it is; steps of `CpsNoise` narrow it
 
@@ -91,12 +93,11 @@ class RewardGuidance:
     scale: float
     band: Band = (0.1, 0.8)
     relative: bool = False
-    of: Literal["state", "clean"] = "state"
+    of: Of = "state"
 
     def __post_init__(self) -> None:
         check_band(self.band)
-        if self.of not in ("state", "clean"):
-            raise ConfigError(f'guidance is by the reward of the "state" or of the "clean" latents, got {self.of!r}')
+        _check_of(self.of)
 
     def __call__(self, field: Field, state: NoisedState, conditioning: Conditioning, prompt: Tensor) -> Tensor:
         """The guided velocity `[b c h w]`, without a graph.
@@ -161,6 +162,7 @@ def prune(
     judge: Judge,
     cuts: Sequence[Cut],
     *,
+    of: Of = "state",
     guidance: RewardGuidance | None = None,
 ) -> Found:
     """Start many, read their states on the way, go on with the best.
@@ -173,6 +175,8 @@ def prune(
         judge: reads states.
         cuts: when to keep how many of each prompt; of several that one state is the first to reach the fewest stay. None at
             all is plain sampling.
+        of: what is read: "state" as it stands; "clean" the clean latents that the step to it predicted, as finished ones are
+            read. It takes no pass of the network more.
         guidance: by a reward's gradient besides.
 
     Raises:
@@ -182,13 +186,14 @@ def prune(
     """
     walk = _Walk(velocity, noise, conditioning, sigmas, judge, guidance)
     check_cuts(cuts, walk.group_size)
+    _check_of(of)
     left = list(cuts)
     with torch.no_grad():
         for place in range(walk.steps):
             walk.step(place)
             reached, left = due(left, walk.grid[place + 1])
             if reached:
-                walk.read()
+                walk.read(of)
                 walk.go_on(keep_best(walk.reward, walk.group_size, min(cut.keep for cut in reached)))
     return walk.found()
 
@@ -371,10 +376,11 @@ class _Walk:
         mean = towards.mean.repeat_interleave(branches, dim=0)
         self.latents = mean + towards.std * self._fresh(mean) if towards.std else mean
 
-    def read(self) -> None:
-        """Judge the states as they stand."""
+    def read(self, of: Of = "state") -> None:
+        """Judge the states as they stand, or what they are on their way to."""
         self.reward_evaluations += len(self.latents)
-        reward = self.judge(state_at(self.latents, self.sigma), self.prompt)
+        state = state_at(self.latents, self.sigma) if of == "state" else state_at(self.predicted, 0.0)
+        reward = self.judge(state, self.prompt)
         if reward.shape != (len(self.latents),):
             raise ShapeError(
                 f"a judge of {len(self.latents)} states must give as many rewards, got {list(reward.shape)}"
@@ -411,3 +417,8 @@ class _Walk:
         """Noise, each prompt's from its own generator, so that other prompts have no part in it."""
         each = (len(like) // len(self.generators), *like.shape[1:])
         return torch.cat([torch.randn(each, generator=generator) for generator in self.generators]).to(like)
+
+
+def _check_of(of: str) -> None:
+    if of not in ("state", "clean"):
+        raise ConfigError(f'a reward is read of the "state" or of the predicted "clean" latents, got {of!r}')
