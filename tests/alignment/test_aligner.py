@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -171,3 +173,22 @@ def test_an_alarm_may_strengthen_the_pull_instead(world, tmp_path, monkeypatch) 
     assert aligner.run_state.algorithm.kl == 2.0  # twice: after both updates
     with pytest.raises(ValidationError, match=r"algorithm\.kl is 0"):  # told before anything is loaded
         configured(world, tmp_path / "other", {"kind": "refl"}, evaluation=measuring(), monitor=action)
+
+
+def test_two_processes_learn_one_policy_and_share_the_measuring(world, tmp_path) -> None:
+    root = Path(__file__).parents[2]
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    command = [sys.executable, *launch, "-m", "tests.alignment.two_processes", str(world), str(tmp_path / "both")]
+    path = os.pathsep.join([str(root), str(root / "src"), os.environ.get("PYTHONPATH", "")])
+    process = subprocess.run(
+        command, cwd=root, env={**os.environ, "PYTHONPATH": path}, capture_output=True, check=False
+    )
+    assert process.returncode == 0, process.stderr.decode()
+    ended = [(tmp_path / "both" / f"ended-{rank}.json").read_text() for rank in (0, 1)]
+    assert ended[0] == ended[1]
+    one = configured(
+        world, tmp_path / "one", evaluation=measuring(num_prompts=3, batch_size=2), monitor={"action": "warn"}
+    )
+    Aligner(one, quiet=True).run()
+    # The generator as it was, measured by two processes and by one.
+    assert rows(tmp_path / "both", "evaluation")[0] == rows(tmp_path / "one", "evaluation")[0]

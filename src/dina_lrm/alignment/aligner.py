@@ -151,6 +151,8 @@ class _Loop:
             try:
                 row = run.update(number)
             except WorkError as error:
+                if run.accelerator.num_processes > 1:  # the others do not know: nobody may wait for them
+                    raise
                 run.save(number, self.identity)
                 raise WorkError(
                     f'{error}. The {number} updates before it are saved: go on with resume="auto" (--resume auto)'

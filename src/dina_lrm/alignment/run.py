@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -90,7 +90,8 @@ class AlignRun:
         self._actors = self._act()
         self._evaluation = self._evaluate_with(held_out)
         self._verdicts: list[Verdict] = []
-        self._failed = 0  # updates in a row without a reward
+        self._number = 0
+        self._failed, self._last_failure = 0, ""  # updates in a row without a reward, and why
         self._pull = 1.0
         self.seconds = 0.0
 
@@ -148,17 +149,9 @@ class AlignRun:
             group["lr"] = group["initial_lr"] * factor
         rank = self.accelerator.process_index
         torch.manual_seed(derive_seed(self.config.seed, "dropout", rank, number))
-        micros = range(self.config.micro_batches)
         self._verdicts.clear()
         self._number = number
-        running = [
-            self.algorithm.update(
-                self._actors,
-                self._batch(number, micro),
-                derived_generator(self.config.seed, "update", rank, number, micro),
-            )
-            for micro in micros
-        ]
+        running = [self._begin(number, micro) for micro in range(self.config.micro_batches)]
         steps: list[Step] = []
         norms: list[float] = []
         while (found := self._backward(running)) is not None:
@@ -174,12 +167,13 @@ class AlignRun:
             **self._figures(steps),
             "lr": self.config.optimiser.learning_rate * factor,
             "grad_norm": sum(norms) / len(norms),
-            "samples_per_second": self._samples_an_update / seconds,
+            "samples_per_second": self.samples_an_update / seconds,
             "seconds": self.seconds,
         }
 
     @property
-    def _samples_an_update(self) -> int:
+    def samples_an_update(self) -> int:
+        """Of all processes."""
         config = self.config
         return (
             config.prompts_per_update
@@ -188,7 +182,7 @@ class AlignRun:
             * self.accelerator.num_processes
         )
 
-    def _backward(self, running: Iterable[Any]) -> list[Step] | None:
+    def _backward(self, running: Iterable[Iterator[Step]]) -> list[Step] | None:
         """The next loss of every micro batch, its gradient added; None when they are done."""
         found = []
         for losses in running:
@@ -199,6 +193,12 @@ class AlignRun:
                 (step.loss / self.config.micro_batches).backward()
             found.append(Step(step.loss.detach(), step.ends, step.figures))
         return found
+
+    def _begin(self, number: int, micro: int) -> Iterator[Step]:
+        """The losses of one micro batch."""
+        rank = self.accelerator.process_index
+        generator = derived_generator(self.config.seed, "update", rank, number, micro)
+        return self.algorithm.update(self._actors, self._batch(number, micro), generator)
 
     def _batch(self, number: int, micro: int) -> PromptBatch:
         config, size = self.config, self.config.prompts_per_update
@@ -241,8 +241,6 @@ class AlignRun:
         return found
 
     # Judging.
-
-    _last_failure: str = ""
 
     def _judge(self, latents: Tensor, batch: PromptBatch) -> Judged:
         samples = Finished(
