@@ -190,7 +190,7 @@ class AlignRun:
             if step is None:
                 return None
             if step.loss.requires_grad:
-                (step.loss / self.config.micro_batches).backward()
+                self.accelerator.backward(step.loss / self.config.micro_batches)
             found.append(Step(step.loss.detach(), step.ends, step.figures))
         return found
 
