@@ -1,0 +1,90 @@
+"""One command: `python -m studies.alignment`. What is done is not done again, so it may be killed and started anew.
+
+python -m studies.alignment                      # everything, then the page
+python -m studies.alignment --quick              # minutes: one seed, few updates, few prompts
+python -m studies.alignment --seeds 0 --no-page  # a part, beside another process
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dina_lrm.alignment import Aligner
+from dina_lrm.cli.recipes import find_recipe
+from dina_lrm.runtime.files import atomic_write
+from dina_lrm.training import TrainConfig, Trainer
+from studies.alignment.costs import measure_costs
+from studies.alignment.page import write_page
+from studies.alignment.rival_training import train_rivals
+from studies.alignment.settings import ALGORITHMS, FULL, QUICK, Budget, config_of
+from studies.alignment.summary import summarise
+
+RESULTS = Path(__file__).parent / "results" / "alignment.json"
+
+
+def train_reward(root: Path) -> None:
+    """Our reward model, by the demo's recipe."""
+    out = root / "dina-lrm"
+    if not (out / "model" / "config.json").is_file():
+        config = find_recipe("emoji_thurstone", TrainConfig).model_copy(update={"out": out})
+        Trainer(config).run(resume="auto")
+
+
+def run_all(root: Path, budget: Budget, arms: Iterable[str]) -> None:
+    """Every run that is not finished."""
+    for seed in budget.seeds:
+        for arm in arms:
+            for reward in budget.rewards:
+                config = config_of(root, arm, reward, seed, budget)
+                if not (config.out / "adapter").is_dir():
+                    print(f"{config.out.name}", flush=True)
+                    Aligner(config).run(resume="auto")
+
+
+def costs_once(root: Path, budget: Budget, arms: Iterable[str]) -> dict[str, Any]:
+    """Measured when first asked for."""
+    path = root / "costs.json"
+    if not path.is_file():
+        found = measure_costs(root, arms, budget)
+        with atomic_write(path) as file:
+            file.write(json.dumps(found, indent=1).encode())
+    costs: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return costs
+
+
+def main() -> None:
+    """Read the command line and do what is left to do."""
+    parser = argparse.ArgumentParser(prog="python -m studies.alignment", description=__doc__)
+    parser.add_argument("--out", type=Path, help="folder of runs (default: runs/study-alignment)")
+    parser.add_argument("--quick", action="store_true", help="a small version, in a folder of its own")
+    parser.add_argument("--seeds", type=int, nargs="+", help="only these")
+    parser.add_argument("--arms", nargs="+", choices=list(ALGORITHMS), default=list(ALGORITHMS), help="only these")
+    parser.add_argument("--no-page", action="store_true", help="stop after the runs")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of this process")
+    chosen = parser.parse_args()
+    torch.set_num_threads(chosen.threads)
+    root = chosen.out or Path("runs/study-alignment-quick" if chosen.quick else "runs/study-alignment")
+    budget = QUICK if chosen.quick else FULL
+    if chosen.seeds:
+        budget = replace(budget, seeds=tuple(chosen.seeds))
+    train_reward(root)
+    train_rivals(root, quick=chosen.quick)
+    run_all(root, budget, chosen.arms)
+    if chosen.no_page:
+        return
+    results = summarise(root, budget, costs_once(root, budget, chosen.arms))
+    where = root / "results.json" if chosen.quick else RESULTS
+    with atomic_write(where) as file:
+        file.write(json.dumps(results, indent=1).encode())
+    print(write_page(results, root, budget, where.parent if chosen.quick else Path(__file__).parent / "page"))
+
+
+if __name__ == "__main__":
+    main()

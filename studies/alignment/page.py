@@ -1,0 +1,247 @@
+"""The page of the experiment: judge over updates, operations and seconds; costs; pictures; the paper's numbers beside ours."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from dina_lrm.report.figures import BLUE, GREEN, GREY, MUTED, RED, svg_figure
+from dina_lrm.report.html import document, paragraph, section, tile
+from dina_lrm.runtime.files import atomic_write
+from studies.alignment.settings import ALGORITHMS, REWARDS, Budget, config_of
+
+__all__ = ["write_page"]
+
+COLOURS = {"latent": BLUE, "pixels": RED, "pixels-small": GREEN}
+PAPER = {  # ReFL on SD3.5-M, one picture of 1024 x 1024: T multiply-accumulates, and peak memory in GB
+    "latent": {"sampling": 209.0, "reward": 3.1, "update": 18.3, "memory": 39.1, "judge": (19.84, 21.17)},
+    "pixels": {"sampling": 209.0, "reward": 11.1, "update": 34.4, "memory": 80.4, "judge": (19.77, 20.39)},
+}
+Row = dict[str, Any]
+
+
+def write_page(results: Row, root: Path, budget: Budget, out: Path) -> Path:
+    """Write `index.html` into a folder.
+
+    Args:
+        results: as `summary.summarise` gives them.
+        root: folder of the study, for its pictures.
+        budget: of the study.
+        out: where the page goes.
+    """
+    body = "".join(
+        [
+            "<h1>A latent reward and a pixel reward teach the same generator</h1>\n",
+            paragraph(_opening(results), "lead"),
+            _tiles(results),
+            section("The judge over updates, operations and seconds", _curves(results)),
+            section("At equal updates, at equal operations, and where the pixel-driven run ends", _table(results)),
+            section("What an update costs", _costs(results), _beside_the_paper(results)),
+            section("The reward that was climbed, and diversity", _proxies(results)),
+            section("The same prompts and noise, before and after", _pictures(root, budget)),
+            f"<footer>Every number on this page is in <code>results/alignment.json</code>; <code>python -m studies.alignment"
+            f"</code> makes it anew. Intervals are 95 % bootstraps over {results['prompts']} held-out prompts, each drawn "
+            f"twice with every seed; thin lines are single seeds.</footer>",
+        ]
+    )
+    page = out / "index.html"
+    with atomic_write(page) as file:
+        file.write(document("Alignment by a latent reward: the emoji world", body).encode())
+    return page
+
+
+def _opening(results: Row) -> str:
+    return (
+        f"ReFL, DRaFT-1, Flow-GRPO and DiffusionNFT, {len(results['seeds'])} seeds each, driven by DiNa-LRM on noisy latents or "
+        "by a scorer of decoded pixels that was trained on the very same preference pairs. The judge is the oracle of the world, "
+        "from which neither learned; policies learn from prompts of some concepts and are judged on prompts of others."
+    )
+
+
+def _tiles(results: Row) -> str:
+    tiles = []
+    for arm, how in ALGORITHMS.items():
+        latent = results["rows"][arm]["latent"]["judge"][-1]
+        tiles.append(
+            tile(how.label, f"{latent[0]:+.3f}", f"judge under DiNa-LRM, {latent[1]:+.3f} to {latent[2]:+.3f}")
+        )
+    return f'<div class="tiles">{"".join(tiles)}</div>\n'
+
+
+def _figure(caption: str, svg: str) -> str:
+    return f"<figure><figcaption>{caption}</figcaption>{svg}</figure>\n"
+
+
+def _curves(results: Row) -> str:
+    parts = []
+    scales: list[tuple[str, str, Callable[[Row], float]]] = [
+        ("updates", "updates", lambda cost: 1.0),
+        ("flops", "operations, T FLOPs", lambda cost: cost["flops"]["total"] / 1e12),
+        ("seconds", "seconds of updates", lambda cost: cost["seconds"]),
+    ]
+    for arm, how in ALGORITHMS.items():
+        for name, label, scale in scales:
+            svg = _lines(results, arm, name, label, scale, "judge")
+            parts.append(_figure(f"{how.label}: judge over {label.split(',')[0]}", svg))
+    keys = " ".join(
+        f'<span class="key" style="background: var(--{_variable(reward)})"></span>{REWARDS[reward].label}'
+        for reward in _rewards(results)
+    )
+    return paragraph(keys, "quiet") + f'<div class="plots">{"".join(parts)}</div>\n'
+
+
+def _variable(reward: str) -> str:
+    return {BLUE: "blue", RED: "red", GREEN: "green"}[COLOURS[reward]]
+
+
+def _rewards(results: Row) -> list[str]:
+    return list(next(iter(results["rows"].values())))
+
+
+def _lines(results: Row, arm: str, name: str, label: str, scale: Callable[[Row], float], what: str) -> str:
+    def draw(axes: Any) -> None:
+        axes.axhline(0, color=MUTED, linewidth=0.8)
+        for reward, row in results["rows"][arm].items():
+            each = scale(results["costs"][arm][reward])
+            x = [each * step for step in row["updates"]]
+            mean, low, high = zip(*row[what], strict=True)
+            axes.fill_between(x, low, high, color=COLOURS[reward], alpha=0.18, linewidth=0)
+            axes.plot(x, mean, color=COLOURS[reward], marker="o", markersize=3.5)
+            if what == "judge":
+                for seed in row["seeds"]:
+                    axes.plot(x, seed, color=COLOURS[reward], linewidth=0.7, alpha=0.5)
+        axes.set_xlabel(label)
+        axes.set_xlim(left=0)
+
+    return svg_figure(320, 230, f"{what}-{arm}-{name}", draw, f"{what} over {label} with {ALGORITHMS[arm].label}")
+
+
+def _number(estimate: Sequence[float]) -> str:
+    return f"{estimate[0]:+.3f} <span class='ends'>{estimate[1]:+.3f} to {estimate[2]:+.3f}</span>"
+
+
+def _share(value: float | None) -> str:
+    return "never reached" if value is None else "at once" if value <= 0 else f"{100 * value:.0f} %"
+
+
+def _table(results: Row) -> str:
+    head = (
+        "<thead><tr><th>algorithm</th><th>reward</th><th>judge, equal updates</th><th>judge, equal operations</th>"
+        "<th>DiNa-LRM is there after: seconds</th><th>operations</th><th>bytes of an update</th></tr></thead>"
+    )
+    lines = []
+    for arm, rewards in results["rows"].items():
+        for reward, row in rewards.items():
+            cells = [f"<th>{ALGORITHMS[arm].label}</th>", f"<td>{REWARDS[reward].label}</td>"]
+            cells.append(f"<td>{_number(row['judge'][-1])}</td>")
+            against = row.get("against")
+            if against is None:
+                cells.append(f"<td>{row['judge'][-1][0]:+.3f}</td><td></td><td></td><td></td>")
+            else:
+                cells.append(f"<td>{against['at_equal_flops'][reward]:+.3f}</td>")
+                cells += [
+                    f"<td>{_share(against[name])}</td>"
+                    for name in ("share_of_seconds", "share_of_flops", "share_of_bytes")
+                ]
+            lines.append(f"<tr>{''.join(cells)}</tr>")
+    note = paragraph(
+        "Equal operations: the pixel-driven run after as many as the latent one has spent in all. DiNa-LRM is there: the share of "
+        "the pixel-driven run’s whole seconds and operations after which the judge’s mean under DiNa-LRM first equals the "
+        "pixel-driven run’s last; where that last is below 0, the generator was there before the first update.",
+        "quiet",
+    )
+    return f'<div class="scroll"><table>{head}<tbody>{"".join(lines)}</tbody></table></div>\n{note}'
+
+
+def _costs(results: Row) -> str:
+    head = (
+        "<thead><tr><th>algorithm</th><th>reward</th><th>sampling, G FLOPs a sample</th><th>reward</th><th>update</th>"
+        "<th>whole</th><th>activations, MB</th><th>weights, MB</th><th>seconds an update</th></tr></thead>"
+    )
+    lines = []
+    for arm, rewards in results["costs"].items():
+        for reward, cost in rewards.items():
+            each = [cost["flops"][phase] / cost["samples"] / 1e9 for phase in ("sampling", "reward", "update", "total")]
+            numbers = [*(f"{value:.2f}" for value in each)]
+            numbers += [f"{cost['bytes'][what] / 2**20:.0f}" for what in ("activations", "weights")]
+            numbers.append(f"{cost['seconds']:.2f}")
+            cells = "".join(f"<td>{number}</td>" for number in numbers)
+            lines.append(f"<tr><th>{ALGORITHMS[arm].label}</th><td>{REWARDS[reward].label}</td>{cells}</tr>")
+    return f'<div class="scroll"><table>{head}<tbody>{"".join(lines)}</tbody></table></div>\n'
+
+
+def _beside_the_paper(results: Row) -> str:
+    ours = results["costs"]["refl"]
+    reward = next(name for name in ours if name != "latent")
+
+    def draw(axes: Any) -> None:
+        names = ("sampling", "reward", "update", "memory")
+        for place, name in enumerate(names):
+            paper = PAPER["latent"][name] / PAPER["pixels"][name]  # type: ignore[operator]
+            if name == "memory":
+                here = ours["latent"]["bytes"]["total"] / ours[reward]["bytes"]["total"]
+            else:
+                here = ours["latent"]["flops"][name] / ours[reward]["flops"][name]
+            axes.bar(place - 0.19, 100 * paper, 0.36, color=GREY)
+            axes.bar(place + 0.19, 100 * here, 0.36, color=BLUE)
+            for x, value in ((place - 0.19, paper), (place + 0.19, here)):
+                axes.text(x, 100 * value + 2, f"{100 * value:.0f}", ha="center", color=MUTED, fontsize=11)
+        axes.set_xticks(range(len(names)), ["sampling", "reward", "update", "peak memory"])
+        axes.set_ylabel("latent, % of pixels")
+        axes.set_ylim(0, 118)
+
+    told = (
+        "ReFL, latent reward against pixel reward, in %: the paper’s figure (grey: SD3.5-M, 1024 x 1024, against HPSv3; peak memory "
+        "39.1 and 80.4 GB, held-out PickScore 19.84 to 21.17 and 19.77 to 20.39 in 150 updates) and ours (blue: the emoji world, against "
+        f"the {REWARDS[reward].label}; memory is activations and weights of one update)."
+    )
+    return f'<div class="plots">{_figure(told, svg_figure(520, 260, "paper", draw, "costs beside the paper"))}</div>\n'
+
+
+def _proxies(results: Row) -> str:
+    parts = [
+        _figure(
+            f"{how.label}: gain of the reward that was climbed",
+            _lines(results, arm, "proxy", "updates", lambda cost: 1.0, "proxy"),
+        )
+        for arm, how in ALGORITHMS.items()
+    ]
+    rows = "".join(
+        f"<tr><th>{ALGORITHMS[arm].label}</th>"
+        + "".join(f"<td>{100 * row['diversity'][-1]:.0f} %</td>" for row in rewards.values())
+        + "</tr>"
+        for arm, rewards in results["rows"].items()
+    )
+    head = "".join(f"<th>{REWARDS[reward].label}</th>" for reward in _rewards(results))
+    table = (
+        f"<table><thead><tr><th>diversity, share of the start’s</th>{head}</tr></thead><tbody>{rows}</tbody></table>\n"
+    )
+    note = paragraph("Rewards have units of their own, so only the shape of these curves can be compared.", "quiet")
+    return f'<div class="plots">{"".join(parts)}</div>\n{note}{table}'
+
+
+def _pictures(root: Path, budget: Budget) -> str:
+    seed = budget.seeds[0]
+    parts: list[str] = []
+    for arm, how in ALGORITHMS.items():
+        for reward in budget.rewards:
+            sheets = sorted((config_of(root, arm, reward, seed, budget).out / "samples").glob("step-*.png"))
+            if not sheets:
+                continue
+            if not parts:
+                parts.append(_figure("before", _inline(sheets[0])))
+            parts.append(_figure(f"{how.label}, {REWARDS[reward].label}", _inline(sheets[-1])))
+    return f'<div class="plots">{"".join(parts)}</div>\n'
+
+
+def _inline(path: Path) -> str:
+    file = io.BytesIO()
+    with Image.open(path) as picture:
+        picture.convert("RGB").save(file, "WEBP", quality=70)
+    data = base64.b64encode(file.getvalue()).decode()
+    return f'<img style="width: 100%" src="data:image/webp;base64,{data}" alt="samples" loading="lazy">'

@@ -1,0 +1,143 @@
+"""From the measurements of all runs to the numbers of the page."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dina_lrm.alignment.measurement import Measurement
+from dina_lrm.metrics import Estimate, clustered_mean
+from studies.alignment.settings import ALGORITHMS, Budget, config_of
+
+__all__ = ["Curve", "curve_of", "reach", "summarise"]
+
+JUDGE = "oracle"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What judge and proxy say over updates, over all seeds.
+
+    Attributes:
+        updates: of each measurement.
+        judge: gain since the start, with its 95 % interval over prompts.
+        proxy: the same of the reward that drove the run.
+        seeds: the judge's gain of each seed `[s m]`.
+        diversity: share of the start's.
+    """
+
+    updates: list[int]
+    judge: list[Estimate]
+    proxy: list[Estimate]
+    seeds: list[list[float]]
+    diversity: list[float]
+
+
+def curve_of(root: Path, arm: str, reward: str, budget: Budget) -> Curve:
+    """Of one arm under one reward."""
+    found = [_measurements(config_of(root, arm, reward, seed, budget).out) for seed in budget.seeds]
+    steps = [measurement.step for measurement in found[0]]
+    places = range(len(steps))
+
+    def gains(name: str, kind: str) -> list[Tensor]:
+        """`[s n]` at each measurement."""
+        values = [[getattr(m, kind)[name] for m in run] for run in found]
+        return [torch.stack([run[k] - run[0] for run in values]) for k in places]
+
+    judge = gains(JUDGE, "judges")
+    return Curve(
+        updates=steps,
+        judge=[_mean(found[0][0], values) for values in judge],
+        proxy=[_mean(found[0][0], values) for values in gains("reward", "rewards")],
+        seeds=[[float(values[s].mean()) for values in judge] for s in range(len(found))],
+        diversity=[
+            float(torch.stack([run[k].diversity.mean() / run[0].diversity.mean() for run in found]).mean())
+            for k in places
+        ],
+    )
+
+
+def _measurements(out: Path) -> list[Measurement]:
+    return [Measurement.load(folder) for folder in sorted((out / "measurements").glob("step-*"))]
+
+
+def _mean(first: Measurement, values: Tensor) -> Estimate:
+    """Over seeds and samples, with the interval over prompts."""
+    samples = values.shape[1]
+    prompts = torch.arange(samples) // first.group_size
+    return clustered_mean(values.double().mean(dim=0), prompts)
+
+
+def reach(curve: Curve, target: float) -> float | None:
+    """Updates until a curve's mean first reaches a judge's gain, between measurements on a line; None if it never does."""
+    before = 0.0, 0.0
+    for step, estimate in zip(curve.updates, curve.judge, strict=True):
+        if step and estimate.value >= target:
+            low, start = before
+            share = 1.0 if estimate.value == start else (target - start) / (estimate.value - start)
+            return low + max(0.0, share) * (step - low)
+        before = float(step), estimate.value
+    return None
+
+
+def at(curve: Curve, updates: float) -> float:
+    """A curve's mean after so many updates, on a line between measurements; its end beyond the last."""
+    steps = [float(step) for step in curve.updates]
+    if updates >= steps[-1]:
+        return curve.judge[-1].value
+    after = next(place for place, step in enumerate(steps) if step >= updates)
+    if not after:
+        return curve.judge[0].value
+    low, high = steps[after - 1], steps[after]
+    share = (updates - low) / (high - low)
+    return curve.judge[after - 1].value * (1 - share) + curve.judge[after].value * share
+
+
+def summarise(root: Path, budget: Budget, costs: dict[str, Any]) -> dict[str, Any]:
+    """All numbers of the page, as JSON values."""
+    rows: dict[str, Any] = {}
+    for arm in ALGORITHMS:
+        curves = {reward: curve_of(root, arm, reward, budget) for reward in budget.rewards}
+        rows[arm] = {reward: _told(curve) for reward, curve in curves.items()}
+        for reward in budget.rewards[1:]:
+            rows[arm][reward]["against"] = _against(curves["latent"], curves[reward], costs[arm], reward)
+    return {"rows": rows, "costs": costs, "seeds": list(budget.seeds), "prompts": budget.prompts}
+
+
+def _told(curve: Curve) -> dict[str, Any]:
+    def ends(estimates: list[Estimate]) -> list[list[float]]:
+        return [[round(e.value, 4), round(e.low, 4), round(e.high, 4)] for e in estimates]
+
+    return {
+        "updates": curve.updates,
+        "judge": ends(curve.judge),
+        "proxy": ends(curve.proxy),
+        "seeds": [[round(value, 4) for value in seed] for seed in curve.seeds],
+        "diversity": [round(value, 4) for value in curve.diversity],
+    }
+
+
+def _against(latent: Curve, pixels: Curve, costs: dict[str, Any], reward: str) -> dict[str, Any]:
+    """What it takes the latent run to be where the pixel-driven run ends, and where both are at equal operations."""
+    updates = reach(latent, pixels.judge[-1].value)
+    whole = pixels.updates[-1]
+    ratios = {
+        "seconds": costs["latent"]["seconds"] / costs[reward]["seconds"],
+        "flops": costs["latent"]["flops"]["total"] / costs[reward]["flops"]["total"],
+    }
+    return {
+        "updates_to_reach": updates,
+        "share_of_seconds": None if updates is None else updates * ratios["seconds"] / whole,
+        "share_of_flops": None if updates is None else updates * ratios["flops"] / whole,
+        "share_of_bytes": costs["latent"]["bytes"]["total"] / costs[reward]["bytes"]["total"],
+        "share_of_activations": costs["latent"]["bytes"]["activations"] / costs[reward]["bytes"]["activations"],
+        # The pixel-driven run after as many operations as the latent one has spent in all.
+        "at_equal_flops": {
+            "latent": round(latent.judge[-1].value, 4),
+            reward: round(at(pixels, whole * ratios["flops"]), 4),
+        },
+    }
