@@ -21,6 +21,8 @@ from dina_lrm.worlds.locate import emoji_root
 __all__ = ["ARMS", "FULL", "QUICK", "Arm", "Budget", "config_of"]
 
 SINGLE, SEVERAL = (0.4,), (0.2, 0.5, 0.7)
+# The demo's reward has never seen what a policy does to fool it; the world's own has learned from such samples too.
+NAIVE, SEASONED = Path("dina-lrm/model"), emoji_root() / "reward"
 
 
 @dataclass(frozen=True)
@@ -30,25 +32,25 @@ class Arm:
     Attributes:
         label: in the page.
         hacked: whether it is meant to fool the reward.
+        reward: folder of the model, below that of the study unless it is absolute.
         learning_rate: of AdamW.
         kl: pull towards the generator as it was.
         sigmas: levels of the reward.
-        late: share of the sampler's steps that may be learned at.
     """
 
     label: str
     hacked: bool
+    reward: Path
     learning_rate: float
     kl: float
     sigmas: tuple[float, ...]
-    late: float
 
 
 ARMS = {
-    "single": Arm("no pull, one level", True, 3e-4, 0.0, SINGLE, 0.5),
-    "several": Arm("no pull, three levels", True, 3e-4, 0.0, SEVERAL, 0.5),
-    "pulled": Arm("strong pull", False, 3e-4, 10.0, SINGLE, 0.5),
-    "gentle": Arm("a tenth of the rate", False, 3e-5, 0.0, SEVERAL, 0.5),
+    "single": Arm("naive reward, one level, no pull", True, NAIVE, 3e-4, 0.0, SINGLE),
+    "fast": Arm("seasoned reward, three levels, no pull, high rate", True, SEASONED, 1e-3, 0.0, SEVERAL),
+    "pulled": Arm("naive reward, strong pull", False, NAIVE, 3e-4, 10.0, SINGLE),
+    "recipe": Arm("seasoned reward, as in recipes/align_emoji_refl", False, SEASONED, 2e-4, 0.1, SEVERAL),
 }
 
 
@@ -88,8 +90,8 @@ def config_of(root: Path, arm: str, seed: int, budget: Budget) -> AlignConfig:
         base=str(emoji_root() / "pipeline"),
         out=root / "runs" / f"{arm}-{seed}",
         prompts=FactoryPromptsConfig(make=prompts, options={"split": "train"}),
-        algorithm=ReflConfig(late=how.late, kl=how.kl),
-        rewards=(LatentRewardConfig(name="reward", model=str(root / "dina-lrm" / "model"), sigmas=how.sigmas),),
+        algorithm=ReflConfig(late=0.5, kl=how.kl),
+        rewards=(LatentRewardConfig(name="reward", model=str(root / how.reward), sigmas=how.sigmas),),
         sampler=SamplerConfig(num_steps=4, guidance=1.0),
         max_sequence_length=1,  # the world's T5 is empty
         optimiser=OptimiserConfig(learning_rate=how.learning_rate, weight_decay=0.0),

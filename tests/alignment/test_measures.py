@@ -99,8 +99,10 @@ def test_a_norm_by_hand() -> None:
 
 
 def test_diversity_by_hand() -> None:
-    samples = torch.tensor([0.0, 1.0, 3.0, 5.0, 5.0, 5.0]).view(6, 1, 1, 1).expand(6, 2, 2, 2)
-    assert torch.allclose(diversity(samples, 3), torch.tensor([2.0, 0.0]))
+    samples = torch.zeros(6, 1, 1, 2)
+    samples[1, 0, 0], samples[2, 0, 0] = torch.tensor([3.0, 4.0]), torch.tensor([6.0, 8.0])
+    # Root mean squares 5 / sqrt 2, 10 / sqrt 2 and 5 / sqrt 2; a prompt whose samples are one has none.
+    assert torch.allclose(diversity(samples, 3), torch.tensor([20 / 3 / math.sqrt(2), 0.0]))
     assert diversity(samples, 1).shape == (0,)
     with pytest.raises(ShapeError, match="6 samples"):
         diversity(samples, 4)
