@@ -15,6 +15,7 @@ CARRIED = (
     "judge",
     "oracle",
     "preferences",
+    "reward",
     "art",
     "licences",
     "measurements.json",

@@ -16,25 +16,37 @@ from typing import Any
 
 import torch
 
-from dina_lrm.alignment import Aligner
+from dina_lrm.alignment import Aligner, LatentRewardConfig
 from dina_lrm.cli.recipes import find_recipe
+from dina_lrm.config import apply_overrides
 from dina_lrm.runtime.files import atomic_write
 from dina_lrm.training import TrainConfig, Trainer
 from studies.alignment.costs import measure_costs
 from studies.alignment.page import write_page
 from studies.alignment.rival_training import train_rivals
-from studies.alignment.settings import ALGORITHMS, FULL, QUICK, Budget, config_of
+from studies.alignment.second_round import climb, second_round
+from studies.alignment.settings import ALGORITHMS, FULL, LEVELS, QUICK, Budget, config_of
 from studies.alignment.summary import summarise
 
+QUICKLY = ["num_steps=6", "validation.every=0"]
 RESULTS = Path(__file__).parent / "results" / "alignment.json"
 
 
-def train_reward(root: Path) -> None:
-    """Our reward model, by the demo's recipe."""
-    out = root / "dina-lrm"
-    if not (out / "model" / "config.json").is_file():
-        config = find_recipe("emoji_thurstone", TrainConfig).model_copy(update={"out": out})
+def train_rewards(root: Path, quick: bool) -> None:
+    """Our reward of the first round; the second round of preferences; both rewards on the two rounds together."""
+    first = _trained(root / "first", "emoji_thurstone", [] if not quick else QUICKLY)
+    adapters = climb(root / "fooled" / "latent", LatentRewardConfig(model=str(first), sigmas=LEVELS))
+    second_round(root / "preferences", adapters[1:], 12 if quick else 450)
+    _trained(root / "reward", "emoji_reward", [f"data={root / 'preferences'}", *(QUICKLY if quick else [])])
+    train_rivals(root, root / "preferences", quick=quick)
+
+
+def _trained(out: Path, recipe: str, changes: list[str]) -> Path:
+    model = out / "model"
+    if not (model / "config.json").is_file():
+        config = apply_overrides(find_recipe(recipe, TrainConfig), [f"out={out}", *changes])
         Trainer(config).run(resume="auto")
+    return model
 
 
 def run_all(root: Path, budget: Budget, arms: Iterable[str]) -> None:
@@ -74,8 +86,7 @@ def main() -> None:
     budget = QUICK if chosen.quick else FULL
     if chosen.seeds:
         budget = replace(budget, seeds=tuple(chosen.seeds))
-    train_reward(root)
-    train_rivals(root, quick=chosen.quick)
+    train_rewards(root, chosen.quick)
     run_all(root, budget, chosen.arms)
     if chosen.no_page:
         return

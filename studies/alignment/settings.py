@@ -24,7 +24,10 @@ from dina_lrm.alignment import (
 )
 from dina_lrm.worlds.locate import emoji_root
 
-__all__ = ["ALGORITHMS", "FULL", "QUICK", "REWARDS", "Arm", "Budget", "config_of", "load_rival"]
+__all__ = ["ALGORITHMS", "FULL", "LEVELS", "QUICK", "REWARDS", "Arm", "Budget", "config_of", "load_rival"]
+
+
+LEVELS = (0.2, 0.5, 0.7)  # that the latent reward is asked at: an ensemble is harder to fool than one level
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ class Reward:
     def config(self, root: Path) -> LatentRewardConfig | FactoryRewardConfig:
         """The reward of a run."""
         if self.rival is None:
-            return LatentRewardConfig(name="reward", model=str(root / "dina-lrm" / "model"), sigmas=(0.2, 0.5, 0.7))
+            return LatentRewardConfig(name="reward", model=str(root / "reward" / "model"), sigmas=LEVELS)
         make, options = "studies.alignment.settings:load_rival", {"folder": str(root / self.rival)}
         return FactoryRewardConfig(name="reward", make=make, options=options)
 
