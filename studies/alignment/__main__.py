@@ -23,22 +23,24 @@ from dina_lrm.runtime.files import atomic_write
 from dina_lrm.training import TrainConfig, Trainer
 from studies.alignment.costs import measure_costs
 from studies.alignment.page import write_page
-from studies.alignment.rival_training import train_rivals
 from studies.alignment.second_round import climb, second_round
-from studies.alignment.settings import ALGORITHMS, FULL, LEVELS, QUICK, Budget, config_of
+from studies.alignment.settings import ALGORITHMS, FULL, LEVELS, QUICK, REWARDS, Budget, config_of
 from studies.alignment.summary import summarise
 
 QUICKLY = ["num_steps=6", "validation.every=0"]
 RESULTS = Path(__file__).parent / "results" / "alignment.json"
 
 
-def train_rewards(root: Path, quick: bool) -> None:
+def train_rewards(root: Path, quick: bool, rivals: bool) -> None:
     """Our reward of the first round; the second round of preferences; both rewards on the two rounds together."""
     first = _trained(root / "first", "emoji_thurstone", [] if not quick else QUICKLY)
     adapters = climb(root / "fooled" / "latent", LatentRewardConfig(model=str(first), sigmas=LEVELS))
     second_round(root / "preferences", adapters[1:], 12 if quick else 450)
     _trained(root / "reward", "emoji_reward", [f"data={root / 'preferences'}", *(QUICKLY if quick else [])])
-    train_rivals(root, root / "preferences", quick=quick)
+    if rivals:
+        from studies.alignment.rival_training import train_rivals
+
+        train_rivals(root, root / "preferences", quick=quick)
 
 
 def _trained(out: Path, recipe: str, changes: list[str]) -> Path:
@@ -78,6 +80,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a small version, in a folder of its own")
     parser.add_argument("--seeds", type=int, nargs="+", help="only these")
     parser.add_argument("--arms", nargs="+", choices=list(ALGORITHMS), default=list(ALGORITHMS), help="only these")
+    parser.add_argument("--rewards", nargs="+", choices=list(REWARDS), help="only these")
     parser.add_argument("--no-page", action="store_true", help="stop after the runs")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of this process")
     chosen = parser.parse_args()
@@ -86,7 +89,9 @@ def main() -> None:
     budget = QUICK if chosen.quick else FULL
     if chosen.seeds:
         budget = replace(budget, seeds=tuple(chosen.seeds))
-    train_rewards(root, chosen.quick)
+    if chosen.rewards:
+        budget = replace(budget, rewards=tuple(chosen.rewards))
+    train_rewards(root, chosen.quick, rivals=budget.rewards != ("latent",))
     run_all(root, budget, chosen.arms)
     if chosen.no_page:
         return

@@ -50,8 +50,8 @@ class Arm:
 
 
 ALGORITHMS = {
-    "refl": Arm("ReFL", ReflConfig(late=0.5, kl=0.3), 1e-4, 48, 40),
-    "draft": Arm("DRaFT-1", DraftConfig(last_steps=1, kl=0.3), 1e-4, 48, 40),
+    "refl": Arm("ReFL", ReflConfig(late=0.5, kl=0.1), 2e-4, 24, 24),
+    "draft": Arm("DRaFT-1", DraftConfig(last_steps=1, kl=0.1), 2e-4, 24, 24),
     "flow_grpo": Arm(
         "Flow-GRPO",
         FlowGrpoConfig(group_size=8, noise=StepNoiseConfig(kind="cps", level=0.8), clip=1e-3, kl=0.01),
@@ -105,7 +105,7 @@ class Budget:
     seeds: tuple[int, ...] = (0, 1, 2)
     rewards: tuple[str, ...] = ("latent", "pixels")
     prompts: int = 128
-    measurements: int = 4
+    measurements: int = 3
     share: float = 1.0
 
 
