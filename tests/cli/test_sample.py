@@ -100,6 +100,17 @@ def test_halving(dina, tmp_path: Path) -> None:
     assert [line.split(": ")[1] for line in ran.out.splitlines()[:3]] == ["4 of 8 kept", "2 of 4 kept", "1 of 2 kept"]
 
 
+def test_the_clean_picture_may_be_read_in_place_of_the_state(dina, tmp_path: Path) -> None:
+    asked = ("--prune", "--start", 4, "--num", 1, "--at", "0.9", "--json", "--out", tmp_path)
+    rewards = {}
+    for read in ("state", "clean"):
+        ran = dina("sample", "--prompt", "a red fox", *CHOOSING, *asked, "--read", read)
+        assert ran.status == 0, ran.err
+        rewards[read] = [choice["rewards"] for choice in json.loads(ran.out.splitlines()[-1])["choices"]]
+    assert [len(row) for row in rewards["state"]] == [4, 1]
+    assert rewards["state"][0] != pytest.approx(rewards["clean"][0], abs=1e-3)
+
+
 def trained(folder: Path) -> Path:
     policy = Policy(load_pipeline(str(PIPELINE), torch.float32), AdapterConfig(rank=3, alpha=6))
     generator = torch.Generator().manual_seed(5)

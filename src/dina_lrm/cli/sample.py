@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,6 +35,14 @@ if TYPE_CHECKING:
     from dina_lrm.report.pruning import Choice
     from dina_lrm.scoring import RewardModel
     from dina_lrm.scoring.selection import Cut, Judge
+
+
+class Read(StrEnum):
+    """What the reward is shown of a sample that is not finished."""
+
+    STATE = "state"
+    CLEAN = "clean"
+
 
 START, LEVELS = 16, (0.7, 0.5)
 EMOJI_PROMPT_TOKENS = 16  # of the world's T5, which is empty
@@ -78,6 +87,10 @@ def sample(
     halving: Annotated[
         bool, typer.Option("--halving", help="Prune by successive halving: half go at each of evenly spaced steps.")
     ] = False,
+    read: Annotated[
+        Read,
+        typer.Option("--read", help="What is read on the way: the noisy state, or the clean picture it is becoming."),
+    ] = Read.STATE,
     guidance: Annotated[
         float, typer.Option("--guidance", metavar="W", help="Classifier-free guidance; 1 for distilled models.")
     ] = 4.5,
@@ -110,7 +123,7 @@ def sample(
     --model alone scores the pictures; with --start too, all are finished and the best are written. OUT/pruned.png shows what
     each candidate would have become at each choice, and who went on.
     """
-    plan = _plan(num, model, prune, start, at, keep, halving)
+    plan = _plan(num, model, prune, start, at, keep, halving, read)
     finished = read_sigmas(sigma, ensemble)
     studio = _Studio.load(base, adapter, model, revision, device, dtype, max_sequence_length)
     shape = studio.latents_shape(height, width)
@@ -131,6 +144,7 @@ class _Plan:
         levels: where; empty for those that halving finds.
         keep: how many at each.
         scored: whether there is a reward.
+        read: what it is shown.
     """
 
     num: int
@@ -139,6 +153,7 @@ class _Plan:
     levels: tuple[float, ...]
     keep: tuple[int, ...]
     scored: bool
+    read: Read
 
     def cuts(self, grid: Tensor) -> list[Cut]:
         """On a sampler's grid; the finished ones are scored, and the best of them written."""
@@ -153,7 +168,14 @@ class _Plan:
 
 
 def _plan(
-    num: int, model: str | None, prune: bool, start: int | None, at: str | None, keep: str | None, halving: bool
+    num: int,
+    model: str | None,
+    prune: bool,
+    start: int | None,
+    at: str | None,
+    keep: str | None,
+    halving: bool,
+    read: Read,
 ) -> _Plan:
     """Refuse options that do not go together."""
     given = [name for name, value in (("--at", at), ("--keep", keep), ("--halving", halving)) if value]
@@ -174,7 +196,7 @@ def _plan(
         raise ValueRangeError(f"--at must name falling levels, got {', '.join(f'{level:g}' for level in levels)}")
     if numbers and numbers[-1] < num:
         raise ValueRangeError(f"--keep ends with {numbers[-1]}, of which --num {num} pictures cannot be written")
-    return _Plan(num, count, prune, levels, numbers, model is not None)
+    return _Plan(num, count, prune, levels, numbers, model is not None, read)
 
 
 def _whole_numbers(text: str) -> tuple[int, ...]:
@@ -279,7 +301,9 @@ class _Studio:
         # One by one, so that the first are the same however many there are.
         noise = torch.stack([torch.randn(shape, generator=generator) for _ in range(plan.start)]).to(self.policy.device)
         grid = backbone.sampler_sigmas(steps, shape)
-        found = prune(Guided(network, negative, guidance), noise, text, grid, judge, plan.cuts(grid))
+        found = prune(
+            Guided(network, negative, guidance), noise, text, grid, judge, plan.cuts(grid), of=plan.read.value
+        )
         return found, network.evaluations
 
     def pictures(self, latents: Tensor) -> list[Any]:
@@ -370,7 +394,13 @@ def _tell(
     """Rewards, and what it cost beside finishing all."""
     every = plan.start * passes_of_one
     choices = [
-        {"sigma": round(s.sigma, 6), "candidates": len(s.candidates), "kept": len(s.kept)} for s in found.selections
+        {
+            "sigma": round(selection.sigma, 6),
+            "candidates": len(selection.candidates),
+            "kept": len(selection.kept),
+            "rewards": [None if math.isnan(reward) else reward for reward in selection.reward.tolist()],
+        }
+        for selection in found.selections
     ]
     if as_json:
         for row in rows:
