@@ -95,6 +95,25 @@ def test_the_ratio_is_one_where_nothing_has_been_learned_since(noise) -> None:
     assert [step.ends for step in steps] == [False, False, True]
 
 
+def test_samples_of_a_prompt_may_begin_as_the_same_noise() -> None:
+    for shared in (False, True):
+        asked: list[torch.Tensor] = []
+        toy = Toy()
+
+        def policy(state, conditioning, toy=toy, asked=asked):
+            asked.append(state.noised_latents.detach())
+            return toy(state, conditioning)
+
+        list(
+            FlowGrpo(group_size=3, kl=0.0, shared_noise=shared).update(
+                replace(actors(toy), policy=policy), batch(), seeded()
+            )
+        )
+        first, second = asked[0].view(2, 3, *SHAPE), asked[1].view(2, 3, *SHAPE)
+        assert torch.equal(first[:, 0], first[:, 1]) == shared and not torch.equal(first[0], first[1])
+        assert not torch.equal(second[:, 0], second[:, 1])  # the steps' own noise tells them apart
+
+
 def test_the_flow_step_and_its_log_probability_are_the_papers() -> None:
     state, velocity = (
         state_at(torch.full((1, 1, 1, 2), 0.4, dtype=torch.float64), 0.8),

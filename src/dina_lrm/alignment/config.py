@@ -127,6 +127,7 @@ class FlowGrpoConfig(AlgorithmConfig):
     spread: Literal["group", "batch"] = "group"
     advantage_limit: float = Field(5.0, gt=0)
     epochs: int = Field(1, ge=1)
+    shared_noise: bool = False
 
     def build(self) -> Algorithm:
         return FlowGrpo(
@@ -138,6 +139,7 @@ class FlowGrpoConfig(AlgorithmConfig):
             self.spread,
             self.advantage_limit,
             self.epochs,
+            self.shared_noise,
         )
 
 

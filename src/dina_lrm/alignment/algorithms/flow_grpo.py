@@ -36,6 +36,8 @@ class FlowGrpo(Algorithm):
         spread: of advantages, see `group_advantages`.
         advantage_limit: of their size.
         epochs: times that a rollout is learned from.
+        shared_noise: samples of a prompt begin as the same noise (DanceGRPO, arXiv 2505.07818): what tells them apart is then
+            the noise of the steps that are learned from, and not the luck of where they began.
     """
 
     group_size: int = 24
@@ -46,6 +48,7 @@ class FlowGrpo(Algorithm):
     spread: str = "group"
     advantage_limit: float = 5.0
     epochs: int = 1
+    shared_noise: bool = False
 
     def strengthen(self, factor: float) -> None:
         self.kl = pulled("kl", self.kl, factor)
@@ -55,7 +58,7 @@ class FlowGrpo(Algorithm):
         with torch.no_grad():
             way = rollout(
                 actors.guided,
-                batch.noise,
+                self._beginnings(batch),
                 batch.conditioning,
                 actors.sigmas,
                 step_noise=self.noise,
@@ -79,6 +82,11 @@ class FlowGrpo(Algorithm):
                     "clipped": ((ratio - 1).abs() > self.clip).float().mean(),
                 }
                 yield Step(loss / len(window), ends=place == window[-1], figures=figures)
+
+    def _beginnings(self, batch: PromptBatch) -> Tensor:
+        if not self.shared_noise:
+            return batch.noise
+        return batch.noise[:: self.group_size].repeat_interleave(self.group_size, dim=0)
 
     def _window(self, steps: int, generator: torch.Generator) -> range:
         """The steps with noise in them."""
