@@ -20,10 +20,11 @@ from dina_lrm.backbones.loading import cast
 from dina_lrm.backbones.pipeline import PipelineBackbone
 from dina_lrm.backbones.registry import backbone_class
 from dina_lrm.backbones.unet import UnetBackbone
-from dina_lrm.cli.recipes import read_recipe
+from dina_lrm.cli.recipes import find_recipe
 from dina_lrm.heads import QueryHeadConfig
 from dina_lrm.heads.query import QueryHead
 from dina_lrm.model import RewardNetwork
+from dina_lrm.training import TrainConfig
 
 DTYPE = torch.bfloat16
 VAE_FACTOR = 8
@@ -62,7 +63,7 @@ class Base:
     def settings(self) -> tuple[BackboneConfig, QueryHeadConfig]:
         """What a recipe, or the defaults, make of it; with the adapter that is trained."""
         if self.recipe is not None:
-            made = read_recipe(self.recipe)
+            made = find_recipe(self.recipe, TrainConfig)
             assert isinstance(made.head, QueryHeadConfig)
             return made.backbone, made.head
         cls = backbone_class(self.kind)
