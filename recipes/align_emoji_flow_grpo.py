@@ -1,6 +1,6 @@
 """Flow-GRPO on the emoji world, driven by the reward that comes with it: minutes on a CPU.
 
-Groups of eight with CPS noise in every step but the last; the reward only ranks.
+Groups of eight that begin as the same noise, with CPS noise in every step but the last; the reward only ranks.
 Learned from prompts of train concepts, measured on those of test concepts, which neither the reward nor the policy has seen. The
 judge is the world's oracle, from which nothing is learned; the monitor stops the run when the reward is being fooled.
 """
@@ -30,7 +30,9 @@ def recipe() -> AlignConfig:
         base=str(world / "pipeline"),
         out=Path("runs/align-emoji-flow-grpo"),
         prompts=FactoryPromptsConfig(make=prompts, options={"split": "train"}),
-        algorithm=FlowGrpoConfig(group_size=8, noise=StepNoiseConfig(kind="cps", level=0.8), clip=1e-3, kl=0.01),
+        algorithm=FlowGrpoConfig(
+            group_size=8, noise=StepNoiseConfig(kind="cps", level=0.8), clip=1e-2, kl=0.0, shared_noise=True
+        ),
         rewards=(LatentRewardConfig(name="dina", model=str(world / "reward"), sigmas=(0.2, 0.5, 0.7)),),
         sampler=SamplerConfig(num_steps=4, guidance=1.0),
         max_sequence_length=1,  # the world's T5 is empty

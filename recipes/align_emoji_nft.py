@@ -33,7 +33,7 @@ def recipe() -> AlignConfig:
         rewards=(LatentRewardConfig(name="dina", model=str(world / "reward"), sigmas=(0.2, 0.5, 0.7)),),
         sampler=SamplerConfig(num_steps=4, guidance=1.0),
         max_sequence_length=1,  # the world's T5 is empty
-        optimiser=OptimiserConfig(learning_rate=3e-4, weight_decay=0.0),
+        optimiser=OptimiserConfig(learning_rate=5e-4, weight_decay=0.0),
         prompts_per_update=6,
         num_updates=40,
         ema_decay=0.9,

@@ -35,7 +35,7 @@ def recipe() -> AlignConfig:
         max_sequence_length=1,  # the world's T5 is empty
         optimiser=OptimiserConfig(learning_rate=2e-4, weight_decay=0.0),
         prompts_per_update=32,
-        num_updates=40,
+        num_updates=30,
         ema_decay=0.9,
         device="cpu",
         evaluation=EvaluationConfig(

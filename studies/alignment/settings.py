@@ -54,12 +54,14 @@ ALGORITHMS = {
     "draft": Arm("DRaFT-1", DraftConfig(last_steps=1, kl=0.1), 2e-4, 24, 24),
     "flow_grpo": Arm(
         "Flow-GRPO",
-        FlowGrpoConfig(group_size=8, noise=StepNoiseConfig(kind="cps", level=0.8), clip=1e-3, kl=0.01),
+        FlowGrpoConfig(
+            group_size=8, noise=StepNoiseConfig(kind="cps", level=0.8), clip=1e-2, kl=0.0, shared_noise=True
+        ),
         3e-4,
-        8,
-        40,
+        6,
+        36,
     ),
-    "nft": Arm("DiffusionNFT", NftConfig(group_size=8, passes=2), 3e-4, 8, 40),
+    "nft": Arm("DiffusionNFT", NftConfig(group_size=8, passes=2), 5e-4, 6, 36),
 }
 
 
