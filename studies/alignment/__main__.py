@@ -19,12 +19,13 @@ import torch
 from dina_lrm.alignment import Aligner, LatentRewardConfig
 from dina_lrm.cli.recipes import find_recipe
 from dina_lrm.config import apply_overrides
+from dina_lrm.demo.align_settings import LEVELS
 from dina_lrm.runtime.files import atomic_write
 from dina_lrm.training import TrainConfig, Trainer
 from studies.alignment.costs import measure_costs
 from studies.alignment.page import write_page
 from studies.alignment.second_round import climb, second_round
-from studies.alignment.settings import ALGORITHMS, FULL, LEVELS, QUICK, REWARDS, Budget, config_of
+from studies.alignment.settings import ALGORITHMS, FULL, QUICK, REWARDS, Budget, config_of
 from studies.alignment.summary import summarise
 
 QUICKLY = ["num_steps=6", "validation.every=0"]

@@ -18,20 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dina_lrm.alignment import (
-    AlignConfig,
-    EvaluationConfig,
-    FactoryPromptsConfig,
-    FactoryRewardConfig,
-    LatentRewardConfig,
-    OptimiserConfig,
-    ReflConfig,
-    SamplerConfig,
-)
+from dina_lrm.alignment import FactoryRewardConfig, LatentRewardConfig, ReflConfig
 from dina_lrm.alignment.prompts import evenly
 from dina_lrm.alignment.run import AlignRun
 from dina_lrm.backbones.loading import load_pipeline
 from dina_lrm.data import Candidate, Origin, PreferenceData, PreferencePair, write_preference_data
+from dina_lrm.demo.align_settings import align_config
 from dina_lrm.encoding import encode_prompts_once
 from dina_lrm.generation import Guided, Policy, rollout
 from dina_lrm.runtime.accelerator import create_accelerator
@@ -41,7 +33,6 @@ from dina_lrm.worlds.oracle import Electorate
 
 __all__ = ["Source", "climb", "second_round"]
 
-PROMPTS_MAKER = "dina_lrm.worlds.emoji:emoji_prompts"
 CLIMB_UPDATES = (10, 20, 30)
 LEARNING_RATE = 3e-4
 
@@ -77,22 +68,9 @@ def climb(out: Path, reward: LatentRewardConfig | FactoryRewardConfig, seed: int
     folders = [out / f"update-{update:02d}" for update in CLIMB_UPDATES]
     if all(folder.is_dir() for folder in folders):
         return folders
-    config = AlignConfig(
-        base=str(emoji_root() / "pipeline"),
-        out=out,
-        prompts=FactoryPromptsConfig(make=PROMPTS_MAKER, options={"split": "train"}),
-        algorithm=ReflConfig(late=0.5),
-        rewards=(reward,),
-        sampler=SamplerConfig(num_steps=4, guidance=1.0),
-        max_sequence_length=1,
-        optimiser=OptimiserConfig(learning_rate=LEARNING_RATE, weight_decay=0.0),
-        prompts_per_update=16,
-        num_updates=CLIMB_UPDATES[-1],
-        ema_decay=0.0,
-        evaluation=EvaluationConfig(every=0),
-        device="cpu",
-        seed=seed,
-    )
+    plain = align_config(out, ReflConfig(late=0.5), LEARNING_RATE, 16, CLIMB_UPDATES[-1])
+    unseen = plain.evaluation.model_copy(update={"every": 0})
+    config = plain.model_copy(update={"rewards": (reward,), "ema_decay": 0.0, "evaluation": unseen, "seed": seed})
     run = AlignRun(config, create_accelerator(device="cpu"))
     for number in range(config.num_updates):
         run.update(number)

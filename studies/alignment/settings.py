@@ -10,24 +10,17 @@ from typing import Any
 from dina_lrm.alignment import (
     AlignConfig,
     DraftConfig,
-    EvaluationConfig,
-    FactoryPromptsConfig,
     FactoryRewardConfig,
     FlowGrpoConfig,
     LatentRewardConfig,
     MonitorConfig,
     NftConfig,
-    OptimiserConfig,
     ReflConfig,
-    SamplerConfig,
     StepNoiseConfig,
 )
-from dina_lrm.worlds.locate import emoji_root
+from dina_lrm.demo.align_settings import LEVELS, align_config
 
-__all__ = ["ALGORITHMS", "FULL", "LEVELS", "QUICK", "REWARDS", "Arm", "Budget", "config_of", "load_rival"]
-
-
-LEVELS = (0.2, 0.5, 0.7)  # that the latent reward is asked at: an ensemble is harder to fool than one level
+__all__ = ["ALGORITHMS", "FULL", "QUICK", "REWARDS", "Arm", "Budget", "config_of", "load_rival"]
 
 
 @dataclass(frozen=True)
@@ -136,34 +129,18 @@ def config_of(root: Path, arm: str, reward: str, seed: int, budget: Budget) -> A
     how = ALGORITHMS[arm]
     updates = max(budget.measurements, round(how.updates * budget.share))
     updates -= updates % budget.measurements
-    prompts = "dina_lrm.worlds.emoji:emoji_prompts"
-    return AlignConfig(
-        base=str(emoji_root() / "pipeline"),
-        out=root / "runs" / f"{arm}-{reward}-{seed}",
-        prompts=FactoryPromptsConfig(make=prompts, options={"split": "train"}),
-        algorithm=how.algorithm,
-        rewards=(REWARDS[reward].config(root),),
-        sampler=SamplerConfig(num_steps=4, guidance=1.0),
-        max_sequence_length=1,  # the world's T5 is empty
-        optimiser=OptimiserConfig(learning_rate=how.learning_rate, weight_decay=0.0),
-        prompts_per_update=how.prompts,
-        num_updates=updates,
-        ema_decay=0.9,
-        device="cpu",
-        seed=seed,
-        evaluation=EvaluationConfig(
-            every=updates // budget.measurements,
-            prompts=FactoryPromptsConfig(make=prompts, options={"split": "test"}),
-            num_prompts=budget.prompts,
-            samples_per_prompt=2,
-            judges=(FactoryRewardConfig(name="oracle", make="dina_lrm.worlds.emoji:emoji_scorer"),),
-            sigmas=(),
-            draws=2,
-            batch_size=64,
-            grid=24,
-            seed=17,
-        ),
-        monitor=MonitorConfig(action="warn"),
-        save_every=0,
-        keep_last=1,
+    every = updates // budget.measurements
+    plain = align_config(
+        root / "runs" / f"{arm}-{reward}-{seed}", how.algorithm, how.learning_rate, how.prompts, updates
+    )
+    held_out = {"every": every, "num_prompts": budget.prompts, "sigmas": (), "grid": 24, "seed": 17}
+    return plain.model_copy(
+        update={
+            "rewards": (REWARDS[reward].config(root),),
+            "seed": seed,
+            "evaluation": plain.evaluation.model_copy(update=held_out),
+            "monitor": MonitorConfig(action="warn"),
+            "save_every": 0,
+            "keep_last": 1,
+        }
     )
