@@ -64,14 +64,15 @@ def run_all(root: Path, budget: Budget, arms: Iterable[str]) -> None:
 
 
 def costs_once(root: Path, budget: Budget, arms: Iterable[str]) -> dict[str, Any]:
-    """Measured when first asked for."""
+    """Of each arm, measured when first asked for under these rewards."""
     path = root / "costs.json"
-    if not path.is_file():
-        found = measure_costs(root, arms, budget)
-        with atomic_write(path) as file:
-            file.write(json.dumps(found, indent=1).encode())
-    costs: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return costs
+    known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    for arm in arms:
+        if set(known.get(arm, {})) != set(budget.rewards):
+            known |= measure_costs(root, [arm], budget)
+            with atomic_write(path) as file:
+                file.write(json.dumps(known, indent=1).encode())
+    return {arm: known[arm] for arm in arms}
 
 
 def main() -> None:

@@ -12,11 +12,13 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from dina_lrm.alignment.rewards import LatentTerm, PixelTerm
@@ -28,6 +30,7 @@ from studies.alignment.settings import Budget, config_of
 __all__ = ["measure_costs"]
 
 TURNS = 5
+COUNTED = 3  # updates
 
 
 def measure_costs(root: Path, arms: Iterable[str], budget: Budget, turns: int = TURNS) -> dict[str, dict[str, Any]]:
@@ -56,7 +59,10 @@ def _bare_run(root: Path, arm: str, reward: str, budget: Budget) -> AlignRun:
 
 
 def _counted(run: AlignRun) -> dict[str, Any]:
-    """Operations of sampling, of the reward's forward, and of what is left: the policy's and the reward's gradients."""
+    """Operations of all passes of the policy without gradient (sampling, and the reference's and the old policy's word), of the
+    reward's forward, and of what is left: passes with gradient, and the gradients; means over a few updates, for the step that
+    learns may be drawn.
+    """
     phases = {"sampling": 0, "reward": 0}
 
     def counting(phase: str, function: Callable[..., Any], always: bool) -> Callable[..., Any]:
@@ -76,14 +82,17 @@ def _counted(run: AlignRun) -> dict[str, Any]:
         policy=counting("sampling", actors.policy, always=False),
         reward=counting("reward", actors.reward, always=True),
     )
-    with FlopCounterMode(display=False) as whole:
-        run.update(0)
+    # Fused attention has no formula in the counter; in its plain form it is two products.
+    with sdpa_kernel([SDPBackend.MATH]), FlopCounterMode(display=False) as whole:
+        for number in range(COUNTED):
+            run.update(number)
     run._actors = actors
     total = whole.get_total_flops()
     weights = _weights(run)
-    activations = peak_bytes(lambda: run.update(1))
+    activations = max(peak_bytes(partial(run.update, COUNTED + number)) for number in range(COUNTED))
+    flops = {**phases, "update": total - sum(phases.values()), "total": total}
     return {
-        "flops": {**phases, "update": total - sum(phases.values()), "total": total},
+        "flops": {name: count / COUNTED for name, count in flops.items()},
         "bytes": {"activations": activations, "weights": weights, "total": activations + weights},
     }
 
@@ -112,7 +121,7 @@ def _seconds(runs: Sequence[AlignRun], turns: int) -> list[float]:
         for place, run in enumerate(runs):
             gc.collect()
             started = time.perf_counter()
-            run.update(2 + turn)
+            run.update(2 * COUNTED + turn)
             if turn:  # the first warms up
                 taken[place].append(time.perf_counter() - started)
     return [statistics.median(times) for times in taken]

@@ -13,7 +13,7 @@ from PIL import Image
 from dina_lrm.report.figures import BLUE, GREEN, GREY, MUTED, RED, svg_figure
 from dina_lrm.report.html import document, paragraph, section, tile
 from dina_lrm.runtime.files import atomic_write
-from studies.alignment.settings import ALGORITHMS, REWARDS, Budget, config_of
+from studies.alignment.settings import ALGORITHMS, REWARDS, Arm, Budget, config_of
 
 __all__ = ["write_page"]
 
@@ -59,13 +59,15 @@ def _opening(results: Row) -> str:
     return (
         f"ReFL, DRaFT-1, Flow-GRPO and DiffusionNFT, {len(results['seeds'])} seeds each, driven by DiNa-LRM on noisy latents or "
         "by a scorer of decoded pixels that was trained on the very same preference pairs. The judge is the oracle of the world, "
-        "from which neither learned; policies learn from prompts of some concepts and are judged on prompts of others."
+        "from which neither learned; policies learn from prompts of some concepts and are judged on prompts of others. Two things "
+        "favour the latent reward: the second round of preferences has samples that fooled its own first round and none that "
+        "fooled a pixel reward, and the algorithms’ settings were found with it; both rewards run under the same."
     )
 
 
 def _tiles(results: Row) -> str:
     tiles = []
-    for arm, how in ALGORITHMS.items():
+    for arm, how in _arms(results):
         latent = results["rows"][arm]["latent"]["judge"][-1]
         tiles.append(
             tile(how.label, f"{latent[0]:+.3f}", f"judge under DiNa-LRM, {latent[1]:+.3f} to {latent[2]:+.3f}")
@@ -84,7 +86,7 @@ def _curves(results: Row) -> str:
         ("flops", "operations, T FLOPs", lambda cost: cost["flops"]["total"] / 1e12),
         ("seconds", "seconds of updates", lambda cost: cost["seconds"]),
     ]
-    for arm, how in ALGORITHMS.items():
+    for arm, how in _arms(results):
         for name, label, scale in scales:
             svg = _lines(results, arm, name, label, scale, "judge")
             parts.append(_figure(f"{how.label}: judge over {label.split(',')[0]}", svg))
@@ -97,6 +99,10 @@ def _curves(results: Row) -> str:
 
 def _variable(reward: str) -> str:
     return {BLUE: "blue", RED: "red", GREEN: "green"}[COLOURS[reward]]
+
+
+def _arms(results: Row) -> list[tuple[str, Arm]]:
+    return [(arm, ALGORITHMS[arm]) for arm in results["rows"]]
 
 
 def _rewards(results: Row) -> list[str]:
@@ -209,7 +215,7 @@ def _proxies(results: Row) -> str:
             f"{how.label}: gain of the reward that was climbed",
             _lines(results, arm, "proxy", "updates", lambda cost: 1.0, "proxy"),
         )
-        for arm, how in ALGORITHMS.items()
+        for arm, how in _arms(results)
     ]
     rows = "".join(
         f"<tr><th>{ALGORITHMS[arm].label}</th>"

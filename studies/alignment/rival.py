@@ -306,6 +306,6 @@ def is_rival(folder: Path | str) -> bool:
 
 
 if __name__ == "__main__":
-    from studies.alignment.rival_training import main
+    from studies.alignment.rival_report import main
 
     main()

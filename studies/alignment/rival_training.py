@@ -1,4 +1,4 @@
-"""Train the pixel rivals, both sizes, on a preference folder; measure them beside the latent reward on the same pairs.
+"""Train the pixel rivals, both sizes, on a preference folder.
 
 First trunk and text tower learn which caption belongs to which picture, on real art of the training concepts and on training
 candidates. Then the trunk rests: its statistics are kept, and readers and text tower learn the votes, with the captions beside
@@ -9,42 +9,34 @@ them. The weights that order the validation pairs best are kept.
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import AdamW
 
-from dina_lrm.backbones import load_backbone
+from dina_lrm.backbones import Backbone, load_backbone
 from dina_lrm.data import PreferenceData
-from dina_lrm.demo.settings import FULL, HEADLINE, RULES, RUNS, SPLITS, train_config
+from dina_lrm.demo.settings import FULL, RUNS, train_config
 from dina_lrm.demo.world import num_blocks
-from dina_lrm.errors import DataError, WorkError
-from dina_lrm.evals import AccuracyEstimate, ScoredSplit, ScoringRule, SplitView, accuracy_gap, make_card, score_split
+from dina_lrm.errors import WorkError
+from dina_lrm.evals import SplitView
 from dina_lrm.metrics import pair_credit
 from dina_lrm.preference import Thurstone, nll
 from dina_lrm.runtime.ema import Ema
-from dina_lrm.runtime.files import atomic_write
 from dina_lrm.runtime.metrics_log import MetricsLog
 from dina_lrm.runtime.schedule import cosine
-from dina_lrm.scoring import RewardModel
-from dina_lrm.types import NoisedState
 from dina_lrm.worlds.locate import emoji_root
 from studies.alignment.rival import SIZES, Rival, RivalConfig, is_rival
 from studies.alignment.rival_data import Captions, Material, decode_once, shown_concepts
 from worlds.emoji.common import TRAINED_STYLES, read_art
 
-__all__ = ["FAST", "FULL_BUDGET", "RivalBudget", "main", "measure", "score_rival", "train_rival", "train_rivals"]
+__all__ = ["FAST", "FULL_BUDGET", "LAW", "RivalBudget", "bare_backbone", "read_material", "train_rival", "train_rivals"]
 
-RESULTS = Path(__file__).parent / "results" / "rival.json"
 LAW = Thurstone(scale=0.0, min_variance=0.5)
 SHIFT = 3  # pixels, at most
 DECAY = 0.99  # of the averaged weights
@@ -102,13 +94,14 @@ def read_material(cache: Path, data: PreferenceData) -> Material:
     pairs = data.pairs("train")
     concepts = shown_concepts(pairs)
     art = [row for row in read_art(TRAINED_STYLES, world / "art") if row["concept"] in concepts]
-    pictures, through = decode_once(cache, data, _bare_backbone(world), art)
+    pictures, through = decode_once(cache, data, bare_backbone(world), art)
     drawn = torch.stack([row["pixels"] for row in art])
     shows = tuple((row["concept"], row["style"]) for row in art)
     return Material(pictures, pairs, torch.cat([drawn, through]), shows * 2, Captions.of(art))
 
 
-def _bare_backbone(world: Path) -> Any:
+def bare_backbone(world: Path) -> Backbone:
+    """The world's generator, for its VAE."""
     config = train_config(world, Path("unused"), RUNS["main"], FULL, num_blocks(world), seed=0)
     return load_backbone(config.backbone.model_copy(update={"adapter": None}), config.base)
 
@@ -302,117 +295,3 @@ def _step(optimiser: AdamW, loss: Tensor, parameters: list[nn.Parameter]) -> Non
     loss.backward()
     nn.utils.clip_grad_norm_(parameters, 1.0)
     optimiser.step()
-
-
-# Measuring.
-
-
-@torch.no_grad()
-def score_rival(rival: Rival, data: PreferenceData, pictures: Tensor, split: str) -> ScoredSplit:
-    """Every candidate of a split, asked once, as `dina_lrm.evals` scores a latent reward.
-
-    Args:
-        rival: asked.
-        data: the preference folder.
-        pictures: uint8 `[n 3 y x]`, one a row of the folder.
-        split: name of it.
-    """
-    started, view = time.perf_counter(), SplitView.of(data, split)
-    asked = [view.prompts[place] for place in view.prompt_of.tolist()]
-    parts = torch.arange(len(asked)).split(128)
-    found = [rival(pictures[view.rows[part]].float() / 255, [asked[int(i)] for i in part]) for part in parts]
-    utility = torch.cat(found).double()
-    return ScoredSplit(view, ScoringRule((0.0,)), "own", 0, utility, utility, LAW, time.perf_counter() - started)
-
-
-def measure(root: Path, data: PreferenceData, rivals: dict[str, Rival], latent: RewardModel) -> list[dict[str, Any]]:
-    """A row a reward: accuracy by split and kind, the latent reward's lead pair by pair, and what a picture costs."""
-    pictures = read_material(root / "cache", data).pictures
-    rule = RULES[HEADLINE][1]
-    ours = {split: score_split(latent, data, split, rule) for split in SPLITS}
-    rows = [{"reward": "latent", "rule": rule.label, **_accuracies(ours)}]
-    for name, rival in rivals.items():
-        scored = {split: score_rival(rival, data, pictures, split) for split in SPLITS}
-        lead = {split: _told(accuracy_gap(ours[split], scored[split])) for split in SPLITS}
-        rows.append({"reward": f"rival, {name}", **_accuracies(scored), "lead_of_latent": lead})
-    return rows
-
-
-def _accuracies(scored: dict[str, ScoredSplit]) -> dict[str, Any]:
-    cards = {split: make_card(one) for split, one in scored.items()}
-    by_kind = {s: {kind: round(100 * e.value, 1) for kind, e in c.accuracy_by_kind.items()} for s, c in cards.items()}
-    return {"accuracy": {split: _told(card.accuracy) for split, card in cards.items()}, "by_kind": by_kind}
-
-
-def _told(estimate: AccuracyEstimate) -> list[float]:
-    """In %, with its interval."""
-    return [round(100 * value, 2) for value in (estimate.value, estimate.low, estimate.high)]
-
-
-def costs(rivals: dict[str, Rival], latent: RewardModel) -> list[dict[str, Any]]:
-    """Parameters and operations a picture, forward and with the gradient to the input; the prompt's are counted in."""
-    from benchmarks.cost import measure as count
-    from benchmarks.cost import size_of
-
-    torch.backends.mha.set_fastpath_enabled(False)  # which the counter does not see
-    prompt, pixels = ["red apple, noto style"], torch.rand(1, 3, 64, 64)
-    backbone = _bare_backbone(emoji_root())
-    latents = torch.randn(1, *backbone.encode_images(pixels).shape[1:])
-    text, sigma = latent.encode_prompts(prompt), torch.tensor([0.4])
-    parts: list[tuple[str, tuple[nn.Module, ...], Any, Tensor]] = [
-        *(
-            (f"rival, {name}", (rival,), lambda p, rival=rival: rival(p, prompt), pixels)
-            for name, rival in rivals.items()
-        ),
-        ("VAE decoder", (_vae(backbone).decoder,), backbone.decode_latents, latents),
-        (
-            "latent, kept backbone and head (text encoded before)",
-            (latent.network.backbone.network, latent.network.head),
-            lambda noised: latent.network(NoisedState(noised, sigma), text),
-            latents,
-        ),
-    ]
-    rows = []
-    for what, modules, read, given in parts:
-        # Fused attention has no formula in the counter; in its plain form it is two products.
-        with sdpa_kernel([SDPBackend.MATH]):
-            cost = count(read, given, peak=False)
-        flops = (cost.flops, cost.flops_with_gradient or 0)
-        rows.append(
-            {"what": what, "parameters": size_of(*modules)[0], "flops": flops[0], "flops_with_gradient": flops[1]}
-        )
-    return rows
-
-
-def _vae(backbone: Any) -> Any:
-    from dina_lrm.backbones.loading import load_pipeline
-
-    return load_pipeline(str(emoji_root() / "pipeline"), torch.float32).vae
-
-
-def main() -> None:
-    """Train what is not trained, measure, print, and write the results."""
-    parser = argparse.ArgumentParser(prog="python -m studies.alignment.rival", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("runs/study-alignment"), help="folder of the study")
-    parser.add_argument("--data", type=Path, help="preference folder (default: preferences/ of the study)")
-    parser.add_argument("--reward", type=Path, help="latent model to stand beside (default: reward/model of the study)")
-    parser.add_argument("--quick", action="store_true", help="a few steps; nothing is written to results/")
-    given = parser.parse_args()
-    folder, reward = given.data or given.out / "preferences", given.reward or given.out / "reward" / "model"
-    if not folder.is_dir():
-        raise DataError(
-            f"{folder} is no folder; run python -m studies.alignment first, or give --data worlds/emoji/preferences"
-        )
-    train_rivals(given.out, folder, given.quick)
-    data, latent = PreferenceData.open(folder), RewardModel.from_pretrained(reward)
-    rivals = {size: Rival.from_folder(given.out / f"rival-{size}") for size in SIZES}
-    results = {
-        "data": data.info["name"],
-        "accuracy": measure(given.out, data, rivals, latent),
-        "cost": costs(rivals, latent),
-    }
-    text = json.dumps(results, indent=1) + "\n"
-    print(text)
-    if not given.quick:
-        with atomic_write(RESULTS) as file:
-            file.write(text.encode())

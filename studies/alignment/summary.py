@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dina_lrm.alignment.measurement import Measurement
 from dina_lrm.metrics import Estimate, clustered_mean
-from studies.alignment.settings import ALGORITHMS, Budget, config_of
+from studies.alignment.settings import Budget, config_of
 
 __all__ = ["Curve", "curve_of", "reach", "summarise"]
 
@@ -74,12 +74,14 @@ def _mean(first: Measurement, values: Tensor) -> Estimate:
 
 def reach(curve: Curve, target: float) -> float | None:
     """Updates until a curve's mean first reaches a judge's gain, between measurements on a line; None if it never does."""
-    before = 0.0, 0.0
+    if target <= curve.judge[0].value:
+        return 0.0
+    before = 0.0, curve.judge[0].value
     for step, estimate in zip(curve.updates, curve.judge, strict=True):
         if step and estimate.value >= target:
             low, start = before
-            share = 1.0 if estimate.value == start else (target - start) / (estimate.value - start)
-            return low + max(0.0, share) * (step - low)
+            share = (target - start) / (estimate.value - start)
+            return low + share * (step - low)
         before = float(step), estimate.value
     return None
 
@@ -100,7 +102,7 @@ def at(curve: Curve, updates: float) -> float:
 def summarise(root: Path, budget: Budget, costs: dict[str, Any]) -> dict[str, Any]:
     """All numbers of the page, as JSON values."""
     rows: dict[str, Any] = {}
-    for arm in ALGORITHMS:
+    for arm in costs:
         curves = {reward: curve_of(root, arm, reward, budget) for reward in budget.rewards}
         rows[arm] = {reward: _told(curve) for reward, curve in curves.items()}
         for reward in budget.rewards[1:]:

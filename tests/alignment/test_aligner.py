@@ -128,7 +128,7 @@ def test_a_reward_that_fails_for_good_leaves_a_snapshot_to_go_on_from(world, tmp
     config = configured(
         world, tmp_path / "run", {"kind": "dpo", "group_size": 2}, rewards=(JUDGE,), reward_patience=0.0, save_every=0
     )
-    with pytest.raises(WorkError, match=r"not answered.*gone. The 1 updates before it are saved"):
+    with pytest.raises(WorkError, match=r"not answered.*gone. 1 updates are saved"):
         Aligner(config, rewards={"reward": breaks}, quiet=True).run()
     calls.clear()
     whole = configured(world, tmp_path / "whole", {"kind": "dpo", "group_size": 2}, rewards=(JUDGE,), save_every=0)
@@ -158,7 +158,9 @@ def test_an_alarm_stops_the_run_and_names_the_last_good_adapter(world, tmp_path,
     Fooled(monkeypatch)
     config = configured(world, tmp_path / "run", num_updates=5, evaluation=measuring(), monitor={"patience": 2})
     found = Aligner(config, quiet=True).run()
-    assert found.step == 0 and found.adapter == tmp_path / "run" / "adapters" / "step-000000"
+    out = tmp_path / "run"
+    assert found.step == 0 and found.adapter == out / "adapter"
+    assert same(out / "adapter", out / "adapters" / "step-000000")  # the last good one, where everybody looks
     assert found.stopped == "stopped after update 2: a grid"
     assert [row["step"] for row in rows(tmp_path / "run", "update")] == [1, 2]
     assert [row["name"] for row in rows(tmp_path / "run", "alarm")] == ["grid", "grid"]
@@ -173,6 +175,88 @@ def test_an_alarm_may_strengthen_the_pull_instead(world, tmp_path, monkeypatch) 
     assert aligner.run_state.algorithm.kl == 2.0  # twice: after both updates
     with pytest.raises(ValidationError, match=r"algorithm\.kl is 0"):  # told before anything is loaded
         configured(world, tmp_path / "other", {"kind": "refl"}, evaluation=measuring(), monitor=action)
+
+
+def test_a_reward_that_is_away_during_a_measurement_is_waited_for_and_then_resumed(
+    world, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr("dina_lrm.alignment.run.time.sleep", lambda seconds: None)
+    gone: list[bool] = []
+
+    def scorer(pixels, prompts):
+        if gone:
+            raise ConnectionError("gone")
+        return pixels.flatten(1).mean(dim=1)
+
+    update = AlignRun.update
+
+    def then_gone(self: AlignRun, number: int) -> Any:
+        row = update(self, number)
+        gone.extend([True] * (number == 0))
+        return row
+
+    def config(name: str):
+        changes: dict[str, Any] = {"rewards": (JUDGE,), "reward_patience": 3.0, "save_every": 0}
+        return configured(
+            world,
+            tmp_path / name,
+            {"kind": "dpo", "group_size": 2},
+            evaluation=measuring(),
+            monitor={"action": "warn"},
+            **changes,
+        )
+
+    given = {"reward": scorer}
+    with monkeypatch.context() as patch:
+        patch.setattr(AlignRun, "update", then_gone)
+        with pytest.raises(WorkError, match=r"not answered for 3 s: gone. 1 updates are saved"):
+            Aligner(config("parted"), rewards=given, quiet=True).run()
+    gone.clear()
+    Aligner(config("parted"), rewards=given, quiet=True).run(resume="auto")
+    Aligner(config("whole"), rewards=given, quiet=True).run()
+    assert rows(tmp_path / "parted", "evaluation") == rows(tmp_path / "whole", "evaluation")
+
+
+def test_patience_and_a_stronger_pull_survive_a_resume(world, tmp_path, monkeypatch) -> None:
+    Fooled(monkeypatch)
+    action = {"action": "strengthen", "factor": 2.0, "patience": 2}
+
+    def config(name: str):
+        return configured(
+            world,
+            tmp_path / name,
+            {"kind": "refl", "kl": 0.5},
+            num_updates=4,
+            evaluation=measuring(),
+            monitor=action,
+            save_every=0,
+        )
+
+    whole = Aligner(config("whole"), quiet=True)
+    whole.run()
+    update = AlignRun.update
+
+    def stopped(self: AlignRun, number: int) -> Any:
+        row = update(self, number)
+        if number == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return row
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AlignRun, "update", stopped)
+        with pytest.raises(WorkError, match="stopped by SIGTERM"):
+            Aligner(config("parted"), quiet=True).run()
+    parted = Aligner(config("parted"), quiet=True)
+    parted.run(resume="auto")
+    assert parted.run_state.algorithm.kl == whole.run_state.algorithm.kl == 0.5 * 2**3  # after updates 2, 3 and 4
+    assert same(tmp_path / "whole" / "adapter", tmp_path / "parted" / "adapter")
+
+
+def test_a_judge_that_says_nothing_is_told_before_the_first_update(world, tmp_path) -> None:
+    dumb = {"kind": "factory", "name": "dumb", "make": "tests.alignment.tiny:make_nothing"}
+    config = configured(world, tmp_path / "run", evaluation=measuring(judges=(dumb,)))
+    with pytest.warns(UserWarning, match="dumb could not judge"), pytest.raises(WorkError, match="dumb gave no number"):
+        Aligner(config, quiet=True).run()
 
 
 def test_two_processes_learn_one_policy_and_share_the_measuring(world, tmp_path) -> None:

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from dina_lrm.alignment.algorithms.base import mean_over
 from dina_lrm.alignment.rewards import Finished, Mixture, PixelTerm, Weighted
 from dina_lrm.errors import ConfigError, DataError, NoAnswerError
 from dina_lrm.generation import state_at
@@ -55,6 +56,18 @@ def test_a_gradient_of_what_was_judged_survives_what_was_not() -> None:
     gradient = torch.autograd.grad((judged.reward * judged.valid).sum(), samples.latents)[0]
     assert judged.valid.tolist() == [True, False, True, True]
     assert gradient[0].isfinite().all() and gradient[2].isfinite().all()
+
+
+def test_nan_in_the_gradient_of_a_masked_sample_reaches_nobody() -> None:
+    samples = finished()
+    samples.latents[1] -= 9.0
+    weight = torch.ones((), requires_grad=True)
+    shifted = Finished(samples.latents * weight, samples.prompts, samples.decode, samples.seeds, samples.group_size)
+    root = PixelTerm(lambda pixels, prompts: pixels.flatten(1).mean(dim=1).sqrt())
+    total = Mixture((Weighted("root", root),))(shifted).total
+    assert total.valid.tolist() == [True, False, True, True]
+    gradient = torch.autograd.grad(mean_over(total.reward, total.valid), weight)[0]
+    assert gradient.isfinite() and gradient != 0
 
 
 def test_one_bad_sample_costs_no_other_its_reward() -> None:
@@ -124,6 +137,8 @@ def test_what_makes_no_mixture_is_refused() -> None:
         Mixture((Weighted("a", term), Weighted("a", term)))
     with pytest.raises(ConfigError, match="group of one"):
         Mixture((Weighted("a", term),), "group")(finished(group_size=1))
+    with pytest.raises(ConfigError, match="group of one"):
+        Mixture((Weighted("a", term),), "group").of_state(state_at(torch.zeros(1, 1, 2, 2), 0.5), ("a",), 1)
     with pytest.raises(ConfigError, match=r"one number a picture, \[4\], got \[4, 1\]"):
         PixelTerm(lambda pixels, prompts: torch.ones(4, 1))(finished())
     with pytest.raises(ConfigError, match="finished samples only"):

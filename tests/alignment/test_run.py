@@ -11,7 +11,7 @@ import torch
 
 from dina_lrm.alignment.algorithms import Judged
 from dina_lrm.alignment.rewards import LatentTerm, Verdict
-from dina_lrm.alignment.run import AlignRun
+from dina_lrm.alignment.run import AlignRun, DivergedError
 from dina_lrm.errors import BaseMismatchError, ConfigError, DataError, NoAnswerError, WorkError
 from dina_lrm.runtime.accelerator import create_accelerator
 from tests.alignment.tiny import PROMPTS, configured, make_world, mean_colour
@@ -170,6 +170,36 @@ def test_updates_without_any_reward_teach_nothing_and_then_end(build) -> None:
         pytest.raises(WorkError, match="2 updates in a row.*out of order"),
     ):
         run.update(1)
+
+
+def test_failures_are_counted_once_an_update(build) -> None:
+    nothing = ({"kind": "factory", "make": "tests.alignment.tiny:make_nothing"},)
+    run = build({"kind": "dpo", "group_size": 2, "passes": 3}, rewards=nothing, max_failed_updates=2)
+    with pytest.warns(UserWarning, match="failed for all"):
+        row = run.update(0)  # three steps of the optimiser, one failure
+    assert math.isnan(row["reward/reward"]) and row["judged"] == 0
+    with pytest.warns(UserWarning, match="failed for all"), pytest.raises(WorkError, match="2 updates in a row"):
+        run.update(1)
+
+
+def test_a_failure_says_whether_the_policy_has_moved(build, monkeypatch) -> None:
+    run = build({"kind": "dpo", "group_size": 2, "passes": 2})
+    step, taken = run._optimiser.step, []
+
+    def once() -> None:
+        taken.append(step())
+        for parameter in run._parameters.values():
+            parameter.data.fill_(math.nan)
+
+    monkeypatch.setattr(run._optimiser, "step", once)
+    with pytest.raises(DivergedError, match="update 1 diverged.*under another out"):
+        run.update(0)
+    assert run.moved and len(taken) == 1
+
+
+def test_a_step_level_update_may_normalise_over_its_candidates(build) -> None:
+    row = build({"kind": "step_dpo", "candidates": 3}, normalise="group").update(0)
+    assert row["pairs"] > 0 and row["gap"] > 0 and row["grad_norm"] > 0
 
 
 def test_some_rewards_that_fail_are_left_out(build) -> None:

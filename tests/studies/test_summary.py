@@ -26,6 +26,7 @@ def test_when_a_curve_reaches_a_gain() -> None:
     assert reach(curve(0.0, 0.3, 0.1), 0.2) == pytest.approx(20 / 3)  # the first time
     assert reach(curve(0.0, 0.1, 0.3), 0.4) is None
     assert reach(curve(0.0, 0.1, 0.3), -0.1) == 0  # it was there before the first update
+    assert reach(curve(0.0, -0.2, -0.4), -0.3) == 0
 
 
 def test_where_a_curve_is_after_so_many_updates() -> None:

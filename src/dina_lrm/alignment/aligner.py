@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,11 @@ from dina_lrm.alignment.config import AlignConfig
 from dina_lrm.alignment.evaluation import Look
 from dina_lrm.alignment.measurement import Measurement
 from dina_lrm.alignment.monitor import Findings, Monitor
-from dina_lrm.alignment.run import AlignRun, Row, run_identity
+from dina_lrm.alignment.run import AlignRun, DivergedError, Row, run_identity
 from dina_lrm.errors import WorkError
 from dina_lrm.images import sheet
 from dina_lrm.runtime.accelerator import any_process, create_accelerator
-from dina_lrm.runtime.files import atomic_write
+from dina_lrm.runtime.files import atomic_folder, atomic_write
 from dina_lrm.runtime.metrics_log import MetricsLog
 from dina_lrm.runtime.progress import ProgressBar
 from dina_lrm.runtime.snapshots import CHECKPOINTS, check_identity, choose_snapshot
@@ -34,7 +35,7 @@ class Aligned:
     """What a run left.
 
     Attributes:
-        adapter: folder of the adapter that is recommended: the last, or the last good one if the monitor stopped the run.
+        adapter: OUT/adapter: the last, or the last good one if the monitor stopped the run.
         step: updates behind it.
         stopped: why the monitor ended the run; None where it did not.
     """
@@ -54,7 +55,7 @@ class Aligner:
         OUT/measurements/      what the monitor looks at, a sample at a time
         OUT/samples/step-N.png the same prompts and noise over time
         OUT/cache/             encoded prompts
-        OUT/adapter/           the adapter, once done
+        OUT/adapter/           the adapter, once done; the last good one, if the monitor stopped the run
 
     Attributes:
         config: of the run.
@@ -150,19 +151,20 @@ class _Loop:
             done = number + 1
             try:
                 row = run.update(number)
+            except DivergedError:
+                raise
             except WorkError as error:
-                if run.accelerator.num_processes > 1:  # the others do not know: nobody may wait for them
-                    raise
-                run.save(number, self.identity)
-                raise WorkError(
-                    f'{error}. The {number} updates before it are saved: go on with resume="auto" (--resume auto)'
-                ) from error
+                raise self._saved(number, error) from error
             stopping = any_process(run.accelerator, self.stop.signal_name is not None)
             last = done == config.num_updates
             if self.log is not None:
                 self.log.write(row)
             bar.advance(**{name: float(row[name] or 0) for name in ("loss", "reward") if name in row})
-            fooled = self._measure(done) if _due(done, config.evaluation.every) or last else None
+            try:
+                fooled = self._measure(done) if _due(done, config.evaluation.every) or last else None
+            except WorkError as error:
+                run.moved = False  # the update is over and whole
+                raise self._saved(done, error) from error
             if _due(done, config.save_every) or last or stopping or fooled:
                 run.save(done, self.identity)
             if fooled:
@@ -175,6 +177,14 @@ class _Loop:
         run.export(config.out / "adapter")
         return Aligned(config.out / "adapter", config.num_updates)
 
+    def _saved(self, done: int, error: WorkError) -> WorkError:
+        """Save what is whole; the error with what to do."""
+        if self.run.accelerator.num_processes > 1 or self.run.moved:
+            # Other processes do not know, and nobody may wait for them; an update that is half made is no place to go on from.
+            return WorkError(f'{error}. Go on from the last snapshot with resume="auto" (--resume auto)')
+        self.run.save(done, self.identity)
+        return WorkError(f'{error}. {done} updates are saved: go on with resume="auto" (--resume auto)')
+
     def _measure(self, step: int) -> str | None:
         """Measure, draw, write down; what the monitor has to say if the run is to stop."""
         config, run = self.config, self.run
@@ -182,6 +192,7 @@ class _Loop:
             return None
         look = run.evaluate(step)
         if self.monitor is None:
+            _require_numbers(look.measurement)
             self.monitor = Monitor(config.monitor, look.measurement)
         findings = self.monitor.judge(look.measurement)
         run.export(_adapter(config.out, step))
@@ -212,17 +223,36 @@ class _Loop:
                             "threshold": alarm.threshold, "words": alarm.words})  # fmt: skip
 
     def _recall(self, first: int) -> None:
-        """What the monitor knew when the run was cut short."""
-        folders = sorted((self.config.out / MEASUREMENTS).glob("step-*"))
-        seen = [Measurement.load(folder) for folder in folders if int(folder.name[5:]) <= first]
-        if seen:
-            self.monitor = Monitor.replay(self.config.monitor, seen)
+        """What the monitor knew when the run was cut short; a measurement that was cut short is made now."""
+        config = self.config
+        folders = sorted((config.out / MEASUREMENTS).glob("step-*"))
+        for now in [Measurement.load(folder) for folder in folders if int(folder.name[5:]) <= first]:
+            self.monitor = self.monitor or Monitor(config.monitor, now)
+            self.alarms = self.alarms + 1 if self.monitor.judge(now).alarms else 0
+        if _due(first, config.evaluation.every) and not (config.out / MEASUREMENTS / f"step-{first:06d}").is_dir():
+            self._measure(first)
 
     def _fooled(self, step: int, words: str) -> Aligned:
         assert self.monitor is not None
         good = self.monitor.last_good
-        self.run.export(self.config.out / "adapter")
-        return Aligned(_adapter(self.config.out, good), good, f"stopped after update {step}: {words}")
+        place = self.config.out / "adapter"
+        if self.main:
+            with atomic_folder(place) as staged:
+                shutil.copytree(_adapter(self.config.out, good), staged, dirs_exist_ok=True)
+        return Aligned(place, good, f"stopped after update {step}: {words}")
+
+
+def _require_numbers(start: Measurement) -> None:
+    """Refuse to begin with a reward or judge that says nothing: nothing could be compared with it.
+
+    Raises:
+        WorkError: naming it.
+    """
+    for name, values in {**start.rewards, **start.judges}.items():
+        if not values.isfinite().any():
+            raise WorkError(
+                f"{name} gave no number for any sample of the generator as it was; look at what it says first"
+            )
 
 
 def _adapter(out: Path, step: int) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from dina_lrm.alignment.config import EvaluationConfig
 from dina_lrm.alignment.measurement import Measurement
 from dina_lrm.alignment.measures import diversity, grid_score, latent_norm
 from dina_lrm.alignment.rewards import Finished, LatentTerm, Weighted
-from dina_lrm.errors import InputError
+from dina_lrm.errors import InputError, WorkError
 from dina_lrm.generation import Field, Guided, rollout
 from dina_lrm.runtime.accelerator import Accelerator, gather_objects, in_order, shared_out
 from dina_lrm.runtime.seeds import derive_seed, derived_generator
@@ -50,6 +51,7 @@ class Evaluation:
         guidance: of sampling.
         shape: of one sample's latents.
         negative: encoded empty prompt.
+        wait_for: asks again while the one who is asked is away.
     """
 
     config: EvaluationConfig
@@ -59,6 +61,7 @@ class Evaluation:
     guidance: float
     shape: tuple[int, int, int]
     negative: Conditioning
+    wait_for: Callable[[Callable[[], Any]], Any]
 
     @torch.no_grad()
     def measure(self, policy: Field, step: int, accelerator: Accelerator) -> Look:
@@ -73,6 +76,7 @@ class Evaluation:
         at_once = max(1, self.config.batch_size // each)
         starts = range(0, len(self.prompts), at_once)
         own = [self._part(policy, step, start, at_once) for start in shared_out(accelerator, starts)]
+        own = [Look(look.measurement, look.pixels[: self.config.grid]) for look in own]  # no more travels than is shown
         looks = in_order(gather_objects(accelerator, own), len(starts), accelerator.num_processes)
         pictures = torch.cat([look.pixels for look in looks])
         return Look(_joined([look.measurement for look in looks]), pictures[: self.config.grid])
@@ -90,7 +94,7 @@ class Evaluation:
         seeds = tuple(derive_seed(config.seed, "reward", place) for place in places)
         samples = Finished(way.latents, many, self.cast.policy.backbone.decode_latents, seeds, each)
         rewards, spreads, profiles = self._latent_terms(samples)
-        rewards |= _judged(samples, [w for w in self.cast.mixture.terms if w.name not in rewards])
+        rewards |= self._judged(samples, [w for w in self.cast.mixture.terms if w.name not in rewards])
         middle = way.state(len(self.sigmas) // 2)
         with self.cast.policy.reference():
             before = policy(middle, text)
@@ -98,7 +102,7 @@ class Evaluation:
             step=step,
             group_size=each,
             rewards=rewards,
-            judges=_judged(samples, self.cast.judges),
+            judges=self._judged(samples, self.cast.judges),
             spreads=spreads,
             profiles=profiles,
             sigmas=config.sigmas,
@@ -113,34 +117,35 @@ class Evaluation:
         generator = derived_generator(self.config.seed, "evaluation", place)
         return torch.randn(self.config.samples_per_prompt, *self.shape, generator=generator)
 
+    def _judged(self, samples: Finished, terms: Sequence[Weighted]) -> dict[str, Tensor]:
+        """Rewards `[b]`, NaN where there is none; a judge that fails costs its numbers, not the run."""
+        found = {}
+        for weighted in terms:
+            try:
+                judged = self.wait_for(partial(weighted.term, samples))
+                found[weighted.name] = torch.where(judged.valid, judged.reward.float(), torch.nan)
+            except (InputError, WorkError):
+                raise
+            except Exception as error:
+                warnings.warn(f"{weighted.name} could not judge the held-out samples: {error!r}", stacklevel=2)
+                found[weighted.name] = torch.full((len(samples),), torch.nan)
+        return found
+
     def _latent_terms(self, samples: Finished) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
         """Rewards, their spread over draws, and their profile over levels, of those that read latents."""
         rewards, spreads, profiles = {}, {}, {}
         for weighted in self.cast.mixture.terms:
             if not isinstance(weighted.term, LatentTerm):
                 continue
-            answer = weighted.term.scored(samples, weighted.term.sigmas, draws=self.config.draws)
+            term = weighted.term
+            answer = self.wait_for(partial(term.scored, samples, term.sigmas, draws=self.config.draws))
             rewards[weighted.name], spreads[weighted.name] = answer.reward, answer.utility_std
             levels = [
-                weighted.term.scored(samples, (sigma,), draws=self.config.draws).reward for sigma in self.config.sigmas
+                self.wait_for(partial(term.scored, samples, (sigma,), draws=self.config.draws)).reward
+                for sigma in self.config.sigmas
             ]
             profiles[weighted.name] = torch.stack(levels, dim=1) if levels else torch.zeros(len(samples), 0)
         return rewards, spreads, profiles
-
-
-def _judged(samples: Finished, terms: Sequence[Weighted]) -> dict[str, Tensor]:
-    """Rewards `[b]`, NaN where there is none; a judge that cannot be asked costs its numbers, not the run."""
-    found = {}
-    for weighted in terms:
-        try:
-            judged = weighted.term(samples)
-            found[weighted.name] = torch.where(judged.valid, judged.reward.float(), torch.nan)
-        except InputError:
-            raise
-        except Exception as error:
-            warnings.warn(f"{weighted.name} could not judge the held-out samples: {error!r}", stacklevel=2)
-            found[weighted.name] = torch.full((len(samples),), torch.nan)
-    return found
 
 
 def _on_cpu(found: Measurement) -> Measurement:

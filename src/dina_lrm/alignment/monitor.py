@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
+from scipy.stats import rankdata
 from torch import Tensor
 
 from dina_lrm.alignment.config import MonitorConfig
@@ -273,7 +274,7 @@ def _disagreement(start: Measurement, now: Measurement, reward: str, judge: str)
 
 
 def _ranks(values: Tensor) -> Tensor:
-    return values.argsort().argsort().double()
+    return torch.from_numpy(rankdata(values.numpy()))  # ties share a rank
 
 
 def _effect(now: Tensor, before: Tensor, start: Tensor | None = None) -> Tensor:

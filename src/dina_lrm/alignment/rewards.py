@@ -12,7 +12,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Literal, TypeAlias
 
 import torch
@@ -293,19 +293,26 @@ class Mixture:
 
     def __call__(self, samples: Finished) -> Verdict:
         """Judge samples by every term."""
-        if self.normalise == "group" and samples.group_size == 1:
-            raise ConfigError('rewards cannot be normalised over a group of one sample; use normalise="batch"')
+        self._check_group(samples.group_size)
         parts = {weighted.name: weighted.term(samples) for weighted in self.terms}
-        return Verdict(self._total(parts, samples.group_size), parts)
+        total = self._total(parts, samples.group_size)
+        if samples.latents.requires_grad:
+            samples.latents.register_hook(partial(_only_where, total.valid))  # type: ignore[no-untyped-call]
+        return Verdict(total, parts)
 
     def of_state(self, state: NoisedState, prompts: Sequence[str], group_size: int) -> Verdict:
         """Judge noised states as they stand."""
+        self._check_group(group_size)
         parts = {}
         for weighted in self.terms:
             rewards = weighted.term.of_state(state, prompts)
             valid = rewards.detach().isfinite()
             parts[weighted.name] = Judged(torch.where(valid, rewards, torch.zeros_like(rewards)), valid)
         return Verdict(self._total(parts, group_size), parts)
+
+    def _check_group(self, group_size: int) -> None:
+        if self.normalise == "group" and group_size == 1:
+            raise ConfigError('rewards cannot be normalised over a group of one sample; use normalise="batch"')
 
     def _total(self, parts: Mapping[str, Judged], group_size: int) -> Judged:
         valid = torch.stack([judged.valid for judged in parts.values()]).all(dim=0)
@@ -317,6 +324,11 @@ class Mixture:
                 rewards = _standardised(judged, group_size if self.normalise == "group" else len(judged.reward))
             total = total.to(rewards.device) + weighted.weight * rewards
         return Judged(torch.where(valid, total, torch.zeros_like(total)), valid)
+
+
+def _only_where(valid: Tensor, gradient: Tensor) -> Tensor:
+    """A gradient without what comes from samples that were not judged: theirs may be NaN, which no factor of 0 removes."""
+    return torch.where(valid.view(-1, *[1] * (gradient.ndim - 1)), gradient, torch.zeros_like(gradient))
 
 
 def _standardised(judged: Judged, size: int) -> Tensor:

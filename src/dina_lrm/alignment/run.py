@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,12 +28,18 @@ from dina_lrm.runtime.seeds import derive_seed, derived_generator
 from dina_lrm.runtime.snapshots import CHECKPOINTS, Snapshot, load_snapshot, prune_snapshots, save_snapshot
 from dina_lrm.types import Conditioning, NoisedState
 
-__all__ = ["AlignRun", "run_identity"]
+__all__ = ["AlignRun", "DivergedError", "run_identity"]
 
+T = TypeVar("T")
 Row = dict[str, int | float | str | None]
 
+
+class DivergedError(WorkError):
+    """The run has left the numbers; going on with it would only diverge again."""
+
+
 # What may differ between a run and its continuation: none of it changes what is learned.
-FREE_KEYS = {"out", "evaluation", "save_every", "keep_last", "device", "reward_patience", "max_failed_updates"}
+FREE_KEYS = {"out", "save_every", "keep_last", "device", "reward_patience", "max_failed_updates"}
 
 
 def run_identity(config: AlignConfig, num_processes: int) -> dict[str, Any]:
@@ -54,6 +60,7 @@ class AlignRun:
         cast: policy, rewards and judges.
         algorithm: that learns.
         seconds: spent in updates so far, over all its lives.
+        moved: whether the update that is running, or has failed, has changed the policy already.
     """
 
     def __init__(self, config: AlignConfig, accelerator: Accelerator, given: dict[str, Any] | None = None) -> None:
@@ -90,7 +97,8 @@ class AlignRun:
         self._actors = self._act()
         self._evaluation = self._evaluate_with(held_out)
         self._verdicts: list[Verdict] = []
-        self._number = 0
+        self._number, self.moved = 0, False
+        self._rewarded: bool | None = None  # whether any sample of this update was judged
         self._failed, self._last_failure = 0, ""  # updates in a row without a reward, and why
         self._pull = 1.0
         self.seconds = 0.0
@@ -124,7 +132,8 @@ class AlignRun:
         sampler = config.evaluation.sampler or config.sampler
         shape = latents_shape(self.cast.policy, sampler)
         sigmas = self.cast.policy.backbone.sampler_sigmas(sampler.num_steps, shape)
-        return Evaluation(config.evaluation, held_out, self.cast, sigmas, sampler.guidance, shape, self._negative)
+        evaluation, guidance = config.evaluation, sampler.guidance
+        return Evaluation(evaluation, held_out, self.cast, sigmas, guidance, shape, self._negative, self.wait_for)
 
     def velocity(self, state: NoisedState, conditioning: Conditioning) -> Tensor:
         """What the policy says, under the run's precision."""
@@ -141,7 +150,8 @@ class AlignRun:
             A row for metrics.jsonl; the step it names is the number of updates done.
 
         Raises:
-            WorkError: loss or gradient is not finite, or the reward has failed too long. The policy is as it was before.
+            DivergedError: loss or gradient is not finite.
+            WorkError: the reward has failed too long; unless `moved`, the policy is as it was before.
         """
         started = time.perf_counter()
         factor = self.config.schedule.factor(number, self.config.num_updates)
@@ -150,6 +160,7 @@ class AlignRun:
         rank = self.accelerator.process_index
         torch.manual_seed(derive_seed(self.config.seed, "dropout", rank, number))
         self._verdicts.clear()
+        self.moved, self._rewarded = False, None
         self._number = number
         running = [self._begin(number, micro) for micro in range(self.config.micro_batches)]
         steps: list[Step] = []
@@ -217,21 +228,25 @@ class AlignRun:
         loss = mean_over_processes(self.accelerator, torch.stack([step.loss.float() for step in steps]).mean())
         if not (torch.isfinite(norm) and torch.isfinite(loss)):
             self._optimiser.zero_grad()
-            raise WorkError(
-                f"the update {number + 1} diverged: loss {float(loss):g}, gradient norm {float(norm):g}; lower "
-                "optimiser.learning_rate, or raise the pull towards the reference"
+            raise DivergedError(
+                f"update {number + 1} diverged: loss {float(loss):g}, gradient norm {float(norm):g}; begin again under another "
+                "out, with a lower optimiser.learning_rate or a stronger pull towards the reference"
             )
         if self._any_reward():
             self._optimiser.step()
+            self.moved = True
             if self._ema is not None:
                 self._ema.update()
         self._optimiser.zero_grad()
         return float(norm)
 
     def _any_reward(self) -> bool:
-        """Whether any sample of any process was judged; too many updates without one are the end."""
+        """Whether any sample of any process was judged in this update; too many updates without one are the end."""
+        if self._rewarded is not None:
+            return self._rewarded
         judged = torch.tensor(float(any(bool(verdict.total.valid.any()) for verdict in self._verdicts)))
         found = bool(mean_over_processes(self.accelerator, judged.to(self.accelerator.device)) > 0)
+        self._rewarded = found
         self._failed = 0 if found else self._failed + 1
         if self._failed >= self.config.max_failed_updates:
             raise WorkError(
@@ -258,32 +273,37 @@ class AlignRun:
     def _reward_seeds(self, batch: PromptBatch) -> tuple[int, ...]:
         """Samples of a prompt meet the same noise, and other noise in the next update."""
         rank, number = self.accelerator.process_index, self._number
-        places = [place // batch.group_size for place in range(len(batch))]
-        seeds = [derive_seed(self.config.seed, "reward", rank, number, place) for place in range(max(places) + 1)]
-        return tuple(seeds[place] for place in places)
+        return tuple(derive_seed(self.config.seed, f"reward of {prompt}", rank, number) for prompt in batch.prompts)
 
     def _patiently(self, ask: Callable[[], Verdict], count: int) -> Judged:
         """Ask; wait for a judge that is away; what fails in another way is a mask."""
+        try:
+            verdict = self.wait_for(ask)
+        except (InputError, WorkError):
+            raise
+        except Exception as error:
+            self._last_failure = repr(error)
+            warnings.warn(f"the reward failed for all {count} samples: {error!r}", stacklevel=2)
+            nothing = torch.zeros(count, device=self.cast.policy.device)
+            verdict = Verdict(Judged(nothing, nothing.bool()), {})
+        self._verdicts.append(verdict)
+        return verdict.total
+
+    def wait_for(self, ask: Callable[[], T]) -> T:
+        """Ask, and ask again while the one who is asked is away.
+
+        Raises:
+            WorkError: for longer than the run has patience.
+        """
         waited, pause = 0.0, 1.0
         while True:
             try:
-                verdict = ask()
-                break
-            except InputError:
-                raise
+                return ask()
             except AWAY as error:
                 if waited >= self.config.reward_patience:
                     raise WorkError(f"the reward has not answered for {waited:.0f} s: {error}") from error
                 time.sleep(pause)
                 waited, pause = waited + pause, min(2 * pause, 30.0)
-            except Exception as error:
-                self._last_failure = repr(error)
-                warnings.warn(f"the reward failed for all {count} samples: {error!r}", stacklevel=2)
-                nothing = torch.zeros(count, device=self.cast.policy.device)
-                verdict = Verdict(Judged(nothing, nothing.bool()), {})
-                break
-        self._verdicts.append(verdict)
-        return verdict.total
 
     def _figures(self, steps: list[Step]) -> Row:
         """Means over the update and over processes."""
@@ -291,17 +311,27 @@ class AlignRun:
         for step in steps:
             for name, value in step.figures.items():
                 told.setdefault(name, []).append(value.detach())
-        for verdict in self._verdicts:
-            told.setdefault("judged", []).append(verdict.total.valid.float().mean())
-            for name, judged in verdict.parts.items():
-                mean = (judged.reward.detach() * judged.valid).sum() / judged.valid.sum()
-                told.setdefault(f"reward/{name}", []).append(mean)
         device = self.accelerator.device
         row: Row = {}
         for name, values in sorted(told.items()):
             mean = torch.stack([value.float().to(device) for value in values]).nanmean()
             row[name] = float(mean_over_processes(self.accelerator, mean))
-        return row
+        return {**row, **self._rewards_told()}
+
+    def _rewards_told(self) -> Row:
+        """The share that was judged and the mean of each reward: the same names on every process, whatever failed there."""
+        names = [weighted.name for weighted in self.cast.mixture.terms]
+        sums = torch.zeros(len(names) + 1, 2, device=self.accelerator.device)
+        for verdict in self._verdicts:
+            sums[-1] += torch.stack([verdict.total.valid.sum(), torch.tensor(len(verdict.total.valid))]).to(sums)
+            for place, name in enumerate(names):
+                if name in verdict.parts:
+                    judged = verdict.parts[name]
+                    rewards = judged.reward.detach()[judged.valid]
+                    sums[place] += torch.stack([rewards.sum(), judged.valid.sum()]).to(sums)
+        total, count = mean_over_processes(self.accelerator, sums).unbind(dim=1)
+        means = (total / count).tolist()
+        return {**{f"reward/{name}": mean for name, mean in zip(names, means, strict=False)}, "judged": means[-1]}
 
     # Measuring.
 

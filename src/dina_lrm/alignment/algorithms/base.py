@@ -189,7 +189,7 @@ def pulled(name: str, pull: float, factor: float) -> float:
 
 def mean_over(values: Tensor, valid: Tensor) -> Tensor:
     """Mean of the valid values; 0, with a gradient of 0, where none is."""
-    return (values * valid).nan_to_num().sum() / valid.sum().clamp_min(1)
+    return values[valid].sum() / valid.sum().clamp_min(1)
 
 
 def squared_error(left: Tensor, right: Tensor) -> Tensor:
@@ -203,7 +203,7 @@ def group_advantages(judged: Judged, group_size: int, spread: str = "group", lim
     Args:
         judged: `[q k]` flattened; samples without a reward have no part in any mean and get 0.
         group_size: k.
-        spread: "group" takes each prompt's own standard deviation, "batch" that of all samples.
+        spread: "group" takes each prompt's own standard deviation, "batch" that of all samples given: of one micro batch.
         limit: of the size of an advantage.
 
     Returns:

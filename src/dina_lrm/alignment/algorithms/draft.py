@@ -62,7 +62,7 @@ class Draft(Algorithm):
                 near = squared_error(
                     actors.policy(state, batch.conditioning), actors.velocity_of_reference(state, batch.conditioning)
                 )
-                loss = loss + self.kl * near.mean()
+                loss = loss + self.kl * mean_over(near, judged.valid)
             figures = {"reward": mean_over(judged.reward, judged.valid).detach()}
             yield Step(loss / len(starts), ends=number == len(starts), figures=figures)
 

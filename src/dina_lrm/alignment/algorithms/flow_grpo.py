@@ -75,7 +75,7 @@ class FlowGrpo(Algorithm):
                 surrogate = torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - self.clip, 1 + self.clip))
                 loss, figures = mean_over(surrogate, judged.valid), {"ratio": ratio.detach().mean()}
                 if self.kl:
-                    divergence = self._divergence(actors, way.state(place), batch, place, now).mean()
+                    divergence = mean_over(self._divergence(actors, way.state(place), batch, place, now), judged.valid)
                     loss, figures = loss + self.kl * divergence, figures | {"kl": divergence.detach()}
                 figures |= {
                     "reward": mean_over(judged.reward, judged.valid),

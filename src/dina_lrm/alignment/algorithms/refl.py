@@ -57,8 +57,8 @@ class Refl(Algorithm):
         judged = actors.reward(clean(state, velocity), batch)
         loss = -mean_over(judged.reward, judged.valid)
         if self.kl:
-            loss = (
-                loss + self.kl * squared_error(velocity, actors.velocity_of_reference(state, batch.conditioning)).mean()
+            loss = loss + self.kl * mean_over(
+                squared_error(velocity, actors.velocity_of_reference(state, batch.conditioning)), judged.valid
             )
         figures = {"reward": mean_over(judged.reward, judged.valid).detach(), "sigma": state.sigma[0]}
         if self.pretraining:

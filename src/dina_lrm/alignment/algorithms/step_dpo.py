@@ -8,7 +8,7 @@ one of them at random.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -57,7 +57,7 @@ class StepDpo(Algorithm):
             raise ConfigError(f"no level of the grid lies in the band {self.band}; take more steps or a wider band")
         latents, count = batch.noise, len(batch)
         each = torch.arange(count).repeat_interleave(self.candidates)
-        many = batch[each]
+        many = replace(batch[each], group_size=self.candidates)
         for place in range(inside[-1] + 1):
             state = state_at(latents, grid[place])
             with torch.no_grad():
@@ -71,9 +71,7 @@ class StepDpo(Algorithm):
                 judged = actors.reward_of_state(state_at(drawn, grid[place + 1]), many)
             best, worst, gap = best_and_worst(judged, self.candidates)
             teaches = gap > self.gap
-            margin = self._log_ratio(actors, state, batch, place, drawn[best]) - self._log_ratio(
-                actors, state, batch, place, drawn[worst]
-            )
+            margin = self._margin(actors, state, batch, place, drawn[best], drawn[worst])
             loss = mean_over(-logsigmoid(self.strength * margin), teaches)
             figures = {
                 "reward": mean_over(judged.reward, judged.valid),
@@ -85,14 +83,16 @@ class StepDpo(Algorithm):
             onward = torch.randint(self.candidates, (count,), generator=generator)
             latents = drawn.view(count, self.candidates, *latents.shape[1:])[torch.arange(count), onward]
 
-    def _log_ratio(self, actors: Actors, state: NoisedState, batch: PromptBatch, place: int, sample: Tensor) -> Tensor:
-        """How much likelier the policy makes a step than the reference does, `[b]`."""
+    def _margin(
+        self, actors: Actors, state: NoisedState, batch: PromptBatch, place: int, chosen: Tensor, rejected: Tensor
+    ) -> Tensor:
+        """By how much more the policy prefers the one step to the other than the reference does, `[b]`."""
         following, first = float(actors.sigmas[place + 1]), float(actors.sigmas[1])
 
-        def log_prob() -> Tensor:
-            velocity = actors.guided(state, batch.conditioning)
-            return self.noise.log_prob(sample, self.noise.transition(state, velocity, following, first))
+        def preference() -> Tensor:
+            towards = self.noise.transition(state, actors.guided(state, batch.conditioning), following, first)
+            return self.noise.log_prob(chosen, towards) - self.noise.log_prob(rejected, towards)
 
         with torch.no_grad(), actors.reference():
-            before = log_prob()
-        return log_prob() - before
+            before = preference()
+        return preference() - before
