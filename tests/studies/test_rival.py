@@ -16,7 +16,8 @@ from dina_lrm.runtime.metrics_log import read_metrics
 from studies.alignment import rival_training
 from studies.alignment.rival import SIZES, Rival, RivalConfig, letter_groups
 from studies.alignment.rival_data import Captions, Material, shown_concepts
-from studies.alignment.rival_training import FAST, score_rival, train_rival, train_rivals
+from studies.alignment.rival_report import score_rival
+from studies.alignment.rival_training import FAST, train_rival, train_rivals
 
 TINY = RivalConfig(widths=(8, 8, 8, 8), texture_filters=4, text_width=16, text_layers=1, buckets=64, hidden=16)
 PROMPTS = ("a red fox, flat style", "a cat", "owl")
