@@ -55,7 +55,7 @@ def _fallen(results: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _healthy(results: dict[str, Any]) -> list[dict[str, Any]]:
-    return [row for row in results["runs"] if row["fallen_at"] is None and not row["hacked"]]
+    return [row for row in results["runs"] if row["fallen_at"] is None]
 
 
 def _at_alarm(row: dict[str, Any], how: str) -> float | None:
@@ -65,6 +65,14 @@ def _at_alarm(row: dict[str, Any], how: str) -> float | None:
 
 
 def _opening(results: dict[str, Any]) -> str:
+    judging = [row for row in results["runs"] if row["seed"] not in results["chosen_on"]]
+    seen = f"Seed {', '.join(map(str, results['chosen_on']))} chose the limits; what follows counts "
+    seen += (
+        "the other seeds only."
+        if judging
+        else "that seed itself, for no other has been run: it says nothing of new runs."
+    )
+    results = results | {"runs": judging or results["runs"]}
     fallen, healthy = _fallen(results), _healthy(results)
     amount = results["fall"]
     told = []
@@ -75,26 +83,30 @@ def _opening(results: dict[str, Any]) -> str:
         falls = [fall for row in fallen if (fall := _at_alarm(row, how)) is not None]
         false = sum(bool(names) for row in healthy for names in row["alarms"][how])
         looks = sum(len(row["steps"]) for row in healthy)
-        told.append(
+        text = (
             f"<b>{words}</b> the monitor alarmed before the judge had fallen by {amount:g} sd in {len(in_time)} of "
             f"{len(fallen)} runs that came to that"
-            + (
-                f", {median(leads):.0f} updates ahead (median), the judge being {max(falls):.2f} sd below its best at most"
-                if leads
-                else ""
-            )
-            + f"; it alarmed in {false} of {looks} measurements of the {len(healthy)} runs that did not."
         )
+        if leads:
+            text += f", {median(leads):.0f} updates ahead (median), the judge being {max(falls):.2f} sd below its best at most"
+        text += f"; it alarmed in {false} of {looks} measurements of the {len(healthy)} runs that did not."
+        gains = [[row["kept"][how]["gain"], max(0, *row["course"]["judge"]["value"])] for row in results["runs"]]
+        text += (
+            f" Stopped at the first alarm, the {len(gains)} runs keep {sum(g for g, _ in gains):+.2f} of the "
+            f"{sum(b for _, b in gains):+.2f} points that they gained at their best moments, by the judge, added up; at their ends "
+            f"they stand at {sum(row['course']['judge']['value'][-1] for row in results['runs']):+.2f}."
+        )
+        told.append(text)
     return (
         "<h1>Does the monitor tell when the reward is being fooled?</h1>\n"
         + paragraph(
-            "ReFL climbs a latent reward on the emoji world: twice so that it must end badly, twice with care. The oracle, "
+            "ReFL climbs a latent reward on the emoji world: twice so that it must end badly, twice with more care. The oracle, "
             "from which nothing is learned, says when pictures really become worse; the monitor only speaks, so that what "
             f"would have come is seen. {results['samples']} held-out samples a measurement, the same prompts and noise each time; "
             f"sd is the standard deviation of the start’s samples ({results['judge_std']:.2f} points of the oracle).",
             "lead",
         )
-        + "".join(paragraph(text) for text in told)
+        + "".join(paragraph(text) for text in (seen, *told))
     )  # fmt: skip
 
 
@@ -114,11 +126,13 @@ def _runs(results: dict[str, Any]) -> str:
                 + ("" if (fall := _at_alarm(row, how)) is None else f" <span class='ends'>{fall:+.2f} sd</span>")
                 for how in ("all", "without judges")
             ),
+            f"{row['kept']['without judges']['gain']:+.2f} <span class='ends'>at {row['kept']['without judges']['step']}</span>",
         )
         for row in results["runs"]
     ]
     heads = ("run", "judge, best gain", "judge, last", "reward, last", f"judge {results['fall']:g} sd below its best at update",
-             "first alarm, all", "first alarm, no judge")  # fmt: skip
+             "first alarm, all", "first alarm, no judge",
+             "judge’s gain of what is kept, no judge")  # fmt: skip
     return section(
         "Runs",
         _table(heads, rows),

@@ -381,6 +381,7 @@ class MonitorConfig(Config):
         factor: of the pull.
         patience: measurements in a row that must alarm.
         judge_fall: of a judge below its best.
+        divergence: the same, where the reward has risen since.
         spread: either way, of a reward's spread over noise draws.
         profile: by which a reward rises more at one level than at the others.
         range: share of samples whose reward only one in a hundred had at the start.
@@ -396,8 +397,9 @@ class MonitorConfig(Config):
     factor: float = Field(3.0, gt=1)
     patience: int = Field(1, ge=1)
     judge_fall: float = Field(0.1, ge=0)
+    divergence: float = Field(0.02, ge=0)
     spread: float = Field(0.5, gt=0)
-    profile: float = Field(0.5, gt=0)
+    profile: float = Field(0.6, gt=0)
     range: float = Field(0.25, gt=0, le=1)
     grid: float = Field(0.3, gt=0)
     norm: float = Field(0.5, gt=0)

@@ -169,7 +169,7 @@ class Monitor:
                 yield _Signal(
                     f"divergence/{reward}/{judge}",
                     fall,
-                    0.0,
+                    self.config.divergence,
                     f"since step {best.step} the reward {reward} has risen and the judge {judge} has fallen, by "
                     f"{fall.value:.2f} standard deviations",
                     needed=since.low > 0,
