@@ -365,6 +365,8 @@ def _counted(reward: str, again: bool) -> Row:
             value.grad = None
 
     activations = peak_bytes(update)
+    macs = None if again else count_flops(update) / 2e12
+    _reader(reward, again=False)  # networks that are laid out are everybody's: left as they were
     adapter = sum(value.numel() for value in trained)
     weights = size_of(policy, *parts)[1]
     learned = adapter * (4 + 8 + 4)  # float32: weights beside the half that computes, AdamW, the average
@@ -377,7 +379,7 @@ def _counted(reward: str, again: bool) -> Row:
         "GB held": (weights + learned) / 1e9,
         "GB": (activations + weights + learned) / 1e9,
         "the paper's GB, measured": PUBLISHED[reward][0],
-        "T MACs": None if again else count_flops(update) / 2e12,
+        "T MACs": macs,
         "the paper's T MACs": None if again else PUBLISHED[reward][1],
     }
 
