@@ -1,0 +1,1 @@
+"""What search while sampling gains at equal network evaluations, and where a reward can decide early."""
