@@ -423,7 +423,7 @@ def _set_checkpointing(vae: Any, network: Any, again: bool) -> None:
     if again:
         vae.enable_gradient_checkpointing(_again)
         told = dict(use_reentrant=False, context_fn=lambda: (nullcontext(), FusedKernels()))
-        network.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=told)
+        network.model.activation_checkpointing_enable(told)
     else:
         vae.disable_gradient_checkpointing()
-        network.model.gradient_checkpointing_disable()
+        network.model.activation_checkpointing_disable()
