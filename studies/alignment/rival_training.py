@@ -57,7 +57,7 @@ class RivalBudget:
         measure_every: steps of the second stage between looks at the validation pairs.
     """
 
-    caption_steps: int = 600
+    caption_steps: int = 350
     pictures: int = 96
     vote_steps: int = 400
     groups: int = 6
