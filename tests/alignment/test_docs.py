@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from importlib import import_module
 from pathlib import Path
@@ -76,3 +77,17 @@ def test_every_algorithm_and_every_recipe_of_a_real_base_has_its_row() -> None:
 def test_what_a_run_leaves_is_what_the_loop_says() -> None:
     told = set(re.findall(r"^OUT/([\w.]+)", PAGE, re.M))
     assert {f"{MEASUREMENTS}", "adapter", "adapters", "samples", "checkpoints", "cache", "index.html"} <= told
+
+
+def test_the_costs_are_those_of_the_result_file() -> None:
+    results = Path(__file__).parents[2] / "benchmarks" / "results" / "alignment.full.json"
+    rows = json.loads(results.read_text(encoding="utf-8"))["rows"]
+    for row in rows:
+        if row["kind"] == "counted":
+            assert f"{row['GB at peak']:.1f} + {row['GB held']:.1f} = {row['GB']:.1f}" in PAGE
+        elif row["update"] == "ours":
+            assert f"| {row['algorithm']}: ours | {row['CPU seconds']:.1f} s |" in PAGE
+        elif row["update"] == "naive":
+            told = f"{row['time over ours']:.2f} ({row['lowest']:.2f} to {row['highest']:.2f})"
+            assert f"| {row['algorithm']}: naive | {told} |" in PAGE
+            assert f"| {row['bytes over ours']:.2f} | {row['FLOPs over ours']:.2f} |" in PAGE
