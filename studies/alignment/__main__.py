@@ -22,10 +22,13 @@ from dina_lrm.config import apply_overrides
 from dina_lrm.demo.align_settings import LEVELS
 from dina_lrm.runtime.files import atomic_write
 from dina_lrm.training import TrainConfig, Trainer
+from dina_lrm.worlds.locate import emoji_root
 from studies.alignment.costs import measure_costs
 from studies.alignment.page import write_page
+from studies.alignment.rival import SIZES
+from studies.alignment.rival_training import train_rivals
 from studies.alignment.second_round import climb, second_round
-from studies.alignment.settings import ALGORITHMS, FULL, QUICK, REWARDS, Budget, config_of
+from studies.alignment.settings import ALGORITHMS, FULL, QUICK, REWARDS, Budget, config_of, rival_config
 from studies.alignment.summary import summarise
 
 QUICKLY = ["num_steps=6", "validation.every=0"]
@@ -33,15 +36,20 @@ RESULTS = Path(__file__).parent / "results" / "alignment.json"
 
 
 def train_rewards(root: Path, quick: bool, rivals: bool) -> None:
-    """Our reward of the first round; the second round of preferences; both rewards on the two rounds together."""
-    first = _trained(root / "first", "emoji_thurstone", [] if not quick else QUICKLY)
-    adapters = climb(root / "fooled" / "latent", LatentRewardConfig(model=str(first), sigmas=LEVELS))
-    second_round(root / "preferences", adapters[1:], 12 if quick else 450)
-    _trained(root / "reward", "emoji_reward", [f"data={root / 'preferences'}", *(QUICKLY if quick else [])])
+    """A reward of each kind from the first round; the second round of preferences, on what fooled either; then all rewards from
+    the two rounds together.
+    """
+    changes = QUICKLY if quick else []
+    first = _trained(root / "first", "emoji_thurstone", changes)
+    train_rivals(root / "first-rival", emoji_root() / "preferences", ["small"], quick)
+    adapters = [
+        *climb(root / "fooled" / "latent", LatentRewardConfig(model=str(first), sigmas=LEVELS))[1:],
+        *climb(root / "fooled" / "pixels", rival_config(root / "first-rival" / "rival-small"))[1:],
+    ]
+    second_round(root / "preferences", adapters, 12 if quick else 450)
+    _trained(root / "reward", "emoji_reward", [f"data={root / 'preferences'}", *changes])
     if rivals:
-        from studies.alignment.rival_training import train_rivals
-
-        train_rivals(root, root / "preferences", quick=quick)
+        train_rivals(root, root / "preferences", list(SIZES), quick)
 
 
 def _trained(out: Path, recipe: str, changes: list[str]) -> Path:

@@ -59,9 +59,9 @@ def _opening(results: Row) -> str:
     return (
         f"ReFL, DRaFT-1, Flow-GRPO and DiffusionNFT, {len(results['seeds'])} seeds each, driven by DiNa-LRM on noisy latents or "
         "by a scorer of decoded pixels that was trained on the very same preference pairs. The judge is the oracle of the world, "
-        "from which neither learned; policies learn from prompts of some concepts and are judged on prompts of others. Two things "
-        "favour the latent reward: the second round of preferences has samples that fooled its own first round and none that "
-        "fooled a pixel reward, and the algorithms’ settings were found with it; both rewards run under the same."
+        "from which neither learned; policies learn from prompts of some concepts and are judged on prompts of others. Those pairs "
+        "hold samples that fooled a first reward of either kind. The algorithms’ settings were found under the latent reward, which "
+        "favours it; both rewards run under the same."
     )
 
 
@@ -137,7 +137,8 @@ def _share(value: float | None) -> str:
 
 def _table(results: Row) -> str:
     head = (
-        "<thead><tr><th>algorithm</th><th>reward</th><th>judge, equal updates</th><th>judge, equal operations</th>"
+        "<thead><tr><th>algorithm</th><th>reward</th><th>judge, equal updates</th><th>DiNa-LRM leads by</th>"
+        "<th>judge, equal operations</th>"
         "<th>DiNa-LRM is there after: seconds</th><th>operations</th><th>bytes of an update</th></tr></thead>"
     )
     lines = []
@@ -147,8 +148,9 @@ def _table(results: Row) -> str:
             cells.append(f"<td>{_number(row['judge'][-1])}</td>")
             against = row.get("against")
             if against is None:
-                cells.append(f"<td>{row['judge'][-1][0]:+.3f}</td><td></td><td></td><td></td>")
+                cells.append(f"<td></td><td>{row['judge'][-1][0]:+.3f}</td><td></td><td></td><td></td>")
             else:
+                cells.append(f"<td>{_number(against['lead'])}</td>")
                 cells.append(f"<td>{against['at_equal_flops'][reward]:+.3f}</td>")
                 cells += [
                     f"<td>{_share(against[name])}</td>"
@@ -156,6 +158,7 @@ def _table(results: Row) -> str:
                 ]
             lines.append(f"<tr>{''.join(cells)}</tr>")
     note = paragraph(
+        "Leads: pair by pair, the same prompts and noise. "
         "Equal operations: the pixel-driven run after as many as the latent one has spent in all. DiNa-LRM is there: the share of "
         "the pixel-driven run’s whole seconds and operations after which the judge’s mean under DiNa-LRM first equals the "
         "pixel-driven run’s last; where that last is below 0, the generator was there before the first update.",

@@ -137,7 +137,7 @@ def main() -> None:
         raise DataError(
             f"{folder} is no folder; run python -m studies.alignment first, or give --data worlds/emoji/preferences"
         )
-    train_rivals(given.out, folder, given.quick)
+    train_rivals(given.out, folder, quick=given.quick)
     data, latent = PreferenceData.open(folder), RewardModel.from_pretrained(reward)
     rivals = {size: Rival.from_folder(given.out / f"rival-{size}") for size in SIZES}
     rows, prices = measure(given.out, data, rivals, latent), costs(rivals, latent)

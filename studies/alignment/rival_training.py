@@ -10,6 +10,7 @@ them. The weights that order the validation pairs best are kept.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,15 +72,16 @@ FULL_BUDGET = RivalBudget()
 FAST = RivalBudget(caption_steps=2, pictures=8, vote_steps=2, groups=1, art=4, measure_every=2)
 
 
-def train_rivals(root: Path, preferences: Path, quick: bool = False) -> None:
-    """Train `rival-small` and `rival-large` under a folder; those that are there are left alone.
+def train_rivals(root: Path, preferences: Path, sizes: Sequence[str] = tuple(SIZES), quick: bool = False) -> None:
+    """Train rivals as `rival-small`, `rival-large` under a folder; those that are there are left alone.
 
     Args:
-        root: folder of the study.
-        preferences: the preference folder that both rewards learn from.
+        root: where they go.
+        preferences: the preference folder that they learn from.
+        sizes: of `SIZES`.
         quick: a few steps, to see that all of it runs.
     """
-    missing = [size for size in SIZES if not is_rival(root / f"rival-{size}")]
+    missing = [size for size in sizes if not is_rival(root / f"rival-{size}")]
     if not missing:
         return
     data = PreferenceData.open(preferences)

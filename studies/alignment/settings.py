@@ -20,7 +20,7 @@ from dina_lrm.alignment import (
 )
 from dina_lrm.demo.align_settings import LEVELS, align_config
 
-__all__ = ["ALGORITHMS", "FULL", "QUICK", "REWARDS", "Arm", "Budget", "config_of", "load_rival"]
+__all__ = ["ALGORITHMS", "FULL", "QUICK", "REWARDS", "Arm", "Budget", "config_of", "load_rival", "rival_config"]
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,7 @@ class Reward:
         """The reward of a run."""
         if self.rival is None:
             return LatentRewardConfig(name="reward", model=str(root / "reward" / "model"), sigmas=LEVELS)
-        make, options = "studies.alignment.settings:load_rival", {"folder": str(root / self.rival)}
-        return FactoryRewardConfig(name="reward", make=make, options=options)
+        return rival_config(root / self.rival)
 
 
 REWARDS = {
@@ -114,6 +113,12 @@ def load_rival(folder: str) -> Any:
     from studies.alignment.rival import Rival
 
     return Rival.from_folder(folder)
+
+
+def rival_config(folder: Path) -> FactoryRewardConfig:
+    """A trained rival as the reward of a run."""
+    make = "studies.alignment.settings:load_rival"
+    return FactoryRewardConfig(name="reward", make=make, options={"folder": str(folder)})
 
 
 def config_of(root: Path, arm: str, reward: str, seed: int, budget: Budget) -> AlignConfig:

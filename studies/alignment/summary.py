@@ -28,6 +28,7 @@ class Curve:
         proxy: the same of the reward that drove the run.
         seeds: the judge's gain of each seed `[s m]`.
         diversity: share of the start's.
+        end: the judge's gain of each prompt at the end, over all seeds and samples `[q]`.
     """
 
     updates: list[int]
@@ -35,6 +36,7 @@ class Curve:
     proxy: list[Estimate]
     seeds: list[list[float]]
     diversity: list[float]
+    end: Tensor
 
 
 def curve_of(root: Path, arm: str, reward: str, budget: Budget) -> Curve:
@@ -58,6 +60,7 @@ def curve_of(root: Path, arm: str, reward: str, budget: Budget) -> Curve:
             float(torch.stack([run[k].diversity.mean() / run[0].diversity.mean() for run in found]).mean())
             for k in places
         ],
+        end=judge[-1].double().mean(dim=0).view(-1, found[0][0].group_size).mean(dim=1),
     )
 
 
@@ -110,14 +113,15 @@ def summarise(root: Path, budget: Budget, costs: dict[str, Any]) -> dict[str, An
     return {"rows": rows, "costs": costs, "seeds": list(budget.seeds), "prompts": budget.prompts}
 
 
-def _told(curve: Curve) -> dict[str, Any]:
-    def ends(estimates: list[Estimate]) -> list[list[float]]:
-        return [[round(e.value, 4), round(e.low, 4), round(e.high, 4)] for e in estimates]
+def _ends(estimate: Estimate) -> list[float]:
+    return [round(estimate.value, 4), round(estimate.low, 4), round(estimate.high, 4)]
 
+
+def _told(curve: Curve) -> dict[str, Any]:
     return {
         "updates": curve.updates,
-        "judge": ends(curve.judge),
-        "proxy": ends(curve.proxy),
+        "judge": [_ends(estimate) for estimate in curve.judge],
+        "proxy": [_ends(estimate) for estimate in curve.proxy],
         "seeds": [[round(value, 4) for value in seed] for seed in curve.seeds],
         "diversity": [round(value, 4) for value in curve.diversity],
     }
@@ -131,7 +135,9 @@ def _against(latent: Curve, pixels: Curve, costs: dict[str, Any], reward: str) -
         "seconds": costs["latent"]["seconds"] / costs[reward]["seconds"],
         "flops": costs["latent"]["flops"]["total"] / costs[reward]["flops"]["total"],
     }
+    difference = latent.end - pixels.end
     return {
+        "lead": _ends(clustered_mean(difference, torch.arange(len(difference)))),
         "updates_to_reach": updates,
         "share_of_seconds": None if updates is None else updates * ratios["seconds"] / whole,
         "share_of_flops": None if updates is None else updates * ratios["flops"] / whole,

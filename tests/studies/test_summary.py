@@ -17,7 +17,9 @@ from studies.alignment.summary import Curve, at, curve_of, reach, summarise
 
 def curve(*gains: float) -> Curve:
     judge = [Estimate(gain, gain, gain, 1, 1) for gain in gains]
-    return Curve([10 * place for place in range(len(gains))], judge, judge, [list(gains)], [1.0] * len(gains))
+    return Curve(
+        [10 * place for place in range(len(gains))], judge, judge, [list(gains)], [1.0] * len(gains), torch.zeros(1)
+    )
 
 
 def test_when_a_curve_reaches_a_gain() -> None:
@@ -73,6 +75,7 @@ def test_numbers_and_page_of_a_study(tmp_path) -> None:
     assert against["updates_to_reach"] == pytest.approx(1)
     assert against["share_of_seconds"] == pytest.approx(1 / 8) and against["share_of_flops"] == pytest.approx(1 / 4)
     assert against["share_of_bytes"] == pytest.approx(1 / 2)
+    assert against["lead"] == [0.2, 0.2, 0.2]  # every prompt gained 0.4 in the one, 0.2 in the other
     # As many operations as the latent run has spent in all are one update of the other: half of its gain.
     assert against["at_equal_flops"] == {"latent": 0.4, "pixels": 0.1}
     page = write_page(results, tmp_path, QUICK, tmp_path / "page").read_text()

@@ -1,0 +1,164 @@
+"""The page of the study, from its results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from dina_lrm.report.figures import BLUE, GREEN, MUTED, svg_figure
+from dina_lrm.report.html import document, paragraph, section
+from dina_lrm.runtime.files import atomic_write
+
+__all__ = ["write_page"]
+
+Row = dict[str, Any]
+COLOURS = {"state": BLUE, "clean": GREEN}
+
+
+def write_page(results: Row, out: Path) -> Path:
+    """Write `index.html` into a folder.
+
+    Args:
+        results: as `__main__.summarise` gives them.
+        out: where the page goes.
+    """
+    body = "".join(
+        [
+            "<h1>Does it pay to judge a sample before it is finished?</h1>\n",
+            paragraph(_opening(results), "lead"),
+            section("Pruning against best-of-N", _choices(results)),
+            section("What a state tells, over sigma", _early(results)),
+            section("What there is to win", _ladder(results)),
+            section("Guidance, SMC and beam", _live(results)),
+            f"<footer>Every number on this page is in <code>results/search.json</code>; <code>python -m studies.search</code> makes "
+            f"it anew. Intervals are 95 % bootstraps over {results['prompts']['test']} prompts, each of a concept that neither the "
+            "reward nor any choice has seen.</footer>",
+        ]
+    )
+    page = out / "index.html"
+    with atomic_write(page) as file:
+        file.write(document("Search while sampling: the emoji world", body).encode())
+    return page
+
+
+def _opening(results: Row) -> str:
+    rows = [row for row in results["choices"] if row["counted"] == "network passes"]
+    told = "; ".join(f"{_plain(row['test'])} over best-of-{row['finished']} at as many network passes" for row in rows)
+    both = [row for row in results["choices"] if row["counted"] != "network passes"]
+    whole = "; ".join(f"{_plain(row['test'])} over best-of-{row['finished']}" for row in both)
+    finished = _last(results, "clean", "oracle")
+    early = next(
+        row["sigma"]
+        for row in results["early"]
+        if row["of"] == "clean" and row["oracle"][0] >= 0.5 + 0.9 * (finished - 0.5)
+    )
+    return (
+        f"The generator of the emoji world, {results['steps']} steps without guidance, the reward that comes with it, and the oracle "
+        f"as judge (points of its utility). A schedule of pruning was chosen on {results['prompts']['validation']} validation "
+        f"prompts and asked once on {results['prompts']['test']} test prompts: {told}. A read of the reward costs "
+        f"{results['read']:.2f} of a pass here (it keeps 7 of the generator’s 8 blocks; of SD3.5 Medium’s 24 it would be 12); with "
+        f"the reads counted too it is {whole}. Read as the picture that a state is becoming, the reward knows nine tenths "
+        f"of what it will know of the finished one from sigma {early:.2f} on."
+    )
+
+
+def _last(results: Row, of: str, by: str) -> float:
+    return float([row for row in results["early"] if row["of"] == of][-1][by][0])
+
+
+def _plain(found: Sequence[float]) -> str:
+    return f"{found[0]:+.3f} ({found[1]:+.3f} to {found[2]:+.3f})"
+
+
+def _cell(found: Sequence[float]) -> str:
+    return f"{found[0]:+.3f} <span class='ends'>{found[1]:+.3f} to {found[2]:+.3f}</span>"
+
+
+def _table(heads: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    head = "".join(f"<th>{name}</th>" for name in heads)
+    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>\n" for row in rows)
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>\n'
+
+
+def _choices(results: Row) -> str:
+    heads = ("against", "equal", "schedule chosen on validation", "passes, reads", "gain there", "gain on test",
+             "the same cuts by chance", "by the oracle")  # fmt: skip
+    rows = [
+        (
+            f"<b>best-of-{row['finished']}</b>",
+            row["counted"],
+            f"{row['chosen']} <span class='ends'>of {row['tried']}</span>",
+            f"{row['passes']}, {row['reads']}",
+            _cell(row["validation"]),
+            f"<b>{_cell(row['test'])}</b>",
+            _cell(row["by chance"]),
+            _cell(row["by the oracle"]),
+        )
+        for row in results["choices"]
+    ]
+    note = paragraph(
+        "Gains in the oracle’s points over best-of-N, pair by pair; both choose the last by the same reading of finished samples. "
+        "The gain on validation is the best of many and so too high; the one on test is not. The last two columns keep the "
+        "schedule and change who cuts.",
+        "quiet",
+    )
+    return _table(heads, rows) + note
+
+
+def _early(results: Row) -> str:
+    def curve(by: str, what: str) -> str:
+        def draw(axes: Any) -> None:
+            for of, colour in COLOURS.items():
+                rows = [row for row in results["early"] if row["of"] == of]
+                sigma = [row["sigma"] for row in rows]
+                mean, low, high = zip(*[[100 * value for value in row[by]] for row in rows], strict=True)
+                axes.fill_between(sigma, low, high, color=colour, alpha=0.18, linewidth=0)
+                axes.plot(sigma, mean, color=colour, marker="o", markersize=3.5)
+            axes.axhline(50, color=MUTED, linewidth=0.8)
+            axes.set_xlim(1.0, -0.02)
+            axes.set_xlabel("sigma")
+            axes.set_ylabel("right, %")
+
+        return svg_figure(430, 250, f"early-{by}", draw, what)
+
+    key = paragraph(
+        '<span class="key" style="background:var(--blue)"></span>the state as it stands, '
+        '<span class="key" style="background:var(--green)"></span>the clean latents that the step to it predicted.',
+        "quiet",
+    )
+    figures = "".join(
+        f"<figure><figcaption>{words}</figcaption>{curve(by, words)}</figure>\n"
+        for by, words in (
+            ("oracle", "Of two samples of a prompt, which the oracle prefers"),
+            ("final", "which the reward itself will prefer when they are finished"),
+        )
+    )
+    return f'{key}<div class="plots">{figures}</div>\n'
+
+
+def _ladder(results: Row) -> str:
+    rows = [(f"best of {row['finished']}", _cell(row["reward"]), _cell(row["oracle"])) for row in results["ladder"]]
+    note = paragraph("Gains over one sample; the oracle’s own choice is what a perfect reward would win.", "quiet")
+    return _table(("", "chosen by the reward", "chosen by the oracle"), rows) + note
+
+
+def _live(results: Row) -> str:
+    rows = [
+        (
+            f"<b>{row['label']}</b>",
+            f"{row['passes']:.0f}",
+            _cell(row["validation"]),
+            _cell(row["over one"]),
+            f"{_cell(row['over best of equal'])} <span class='ends'>best of {row['equal']}</span>",
+        )
+        for row in results["live"]
+    ]
+    heads = ("chosen on validation", "operations, in passes", "over one sample, validation", "over one sample, test",
+             "over best-of-N that costs no more, test")  # fmt: skip
+    note = paragraph(
+        "Operations are counted, with all reads and gradients, text excepted. Of guidance’s scales 0.05, 0.1 and 0.2, of SMC’s "
+        "temperatures 0.1 and 0.3 and of 2 and 4 branches the one that was best on validation is shown.",
+        "quiet",
+    )
+    return _table(heads, rows) + note
