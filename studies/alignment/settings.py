@@ -52,9 +52,9 @@ ALGORITHMS = {
         ),
         3e-4,
         6,
-        36,
+        60,
     ),
-    "nft": Arm("DiffusionNFT", NftConfig(group_size=8, passes=2), 5e-4, 6, 36),
+    "nft": Arm("DiffusionNFT", NftConfig(group_size=8, passes=2), 5e-4, 6, 60),
 }
 
 

@@ -43,23 +43,17 @@ def write_page(results: Row, out: Path) -> Path:
 
 
 def _opening(results: Row) -> str:
-    rows = [row for row in results["choices"] if row["counted"] == "network passes"]
-    told = "; ".join(f"{_plain(row['test'])} over best-of-{row['finished']} at as many network passes" for row in rows)
-    both = [row for row in results["choices"] if row["counted"] != "network passes"]
-    whole = "; ".join(f"{_plain(row['test'])} over best-of-{row['finished']}" for row in both)
-    finished = _last(results, "clean", "oracle")
-    early = next(
-        row["sigma"]
-        for row in results["early"]
-        if row["of"] == "clean" and row["oracle"][0] >= 0.5 + 0.9 * (finished - 0.5)
-    )
+    def told(counted: str) -> str:
+        rows = [row for row in results["choices"] if row["counted"] == counted]
+        return ", ".join(f"{_plain(row['test'])} over best-of-{row['finished']}" for row in rows)
+
+    counts = results["prompts"]
     return (
         f"The generator of the emoji world, {results['steps']} steps without guidance, the reward that comes with it, and the oracle "
-        f"as judge (points of its utility). A schedule of pruning was chosen on {results['prompts']['validation']} validation "
-        f"prompts and asked once on {results['prompts']['test']} test prompts: {told}. A read of the reward costs "
+        f"as judge, in points of its utility. Schedules of pruning were chosen on {counts['validation']} validation prompts and asked "
+        f"once on {counts['test']} test prompts. At as many network passes: {told('network passes')}. A read of the reward costs "
         f"{results['read']:.2f} of a pass here (it keeps 7 of the generator’s 8 blocks; of SD3.5 Medium’s 24 it would be 12); with "
-        f"the reads counted too it is {whole}. Read as the picture that a state is becoming, the reward knows nine tenths "
-        f"of what it will know of the finished one from sigma {early:.2f} on."
+        f"the reads counted too: {told('passes and reads')}."
     )
 
 
@@ -134,7 +128,15 @@ def _early(results: Row) -> str:
             ("final", "which the reward itself will prefer when they are finished"),
         )
     )
-    return f'{key}<div class="plots">{figures}</div>\n'
+    first = next(row for row in results["early"] if row["of"] == "clean")
+    last = _last(results, "clean", "oracle")
+    told = paragraph(
+        f"After the first step, at sigma {first['sigma']:.2f}, the predicted clean latents already tell the oracle’s favourite in "
+        f"{100 * first['oracle'][0]:.1f} % of couples; of the finished samples the reward tells it in {100 * last:.1f} %. What "
+        "limits pruning here is not that states are noisy but that this reward hardly tells samples of one prompt apart, "
+        "perhaps because most pairs that it learned from differ by more."
+    )
+    return f'{told}{key}<div class="plots">{figures}</div>\n'
 
 
 def _ladder(results: Row) -> str:

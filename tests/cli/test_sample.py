@@ -103,12 +103,14 @@ def test_halving(dina, tmp_path: Path) -> None:
 def test_the_clean_picture_may_be_read_in_place_of_the_state(dina, tmp_path: Path) -> None:
     asked = ("--prune", "--start", 4, "--num", 1, "--at", "0.9", "--json", "--out", tmp_path)
     rewards = {}
-    for read in ("state", "clean"):
-        ran = dina("sample", "--prompt", "a red fox", *CHOOSING, *asked, "--read", read)
+    for read in ("state", "clean", "unsaid"):
+        said = () if read == "unsaid" else ("--read", read)
+        ran = dina("sample", "--prompt", "a red fox", *CHOOSING, *asked, *said)
         assert ran.status == 0, ran.err
         rewards[read] = [choice["rewards"] for choice in json.loads(ran.out.splitlines()[-1])["choices"]]
     assert [len(row) for row in rewards["state"]] == [4, 1]
     assert rewards["state"][0] != pytest.approx(rewards["clean"][0], abs=1e-3)
+    assert rewards["unsaid"] == rewards["clean"]
 
 
 def trained(folder: Path) -> Path:

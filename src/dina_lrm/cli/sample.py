@@ -90,7 +90,7 @@ def sample(
     read: Annotated[
         Read,
         typer.Option("--read", help="What is read on the way: the noisy state, or the clean picture it is becoming."),
-    ] = Read.STATE,
+    ] = Read.CLEAN,
     guidance: Annotated[
         float, typer.Option("--guidance", metavar="W", help="Classifier-free guidance; 1 for distilled models.")
     ] = 4.5,
