@@ -48,11 +48,11 @@ ALGORITHMS = {
     "flow_grpo": Arm(
         "Flow-GRPO",
         FlowGrpoConfig(
-            group_size=8, noise=StepNoiseConfig(kind="cps", level=0.8), clip=1e-2, kl=0.0, shared_noise=True
+            group_size=8, noise=StepNoiseConfig(kind="cps", level=0.8), clip=1e-2, kl=2e-4, shared_noise=True
         ),
         3e-4,
-        6,
-        60,
+        12,
+        30,
     ),
     "nft": Arm("DiffusionNFT", NftConfig(group_size=8, passes=2), 5e-4, 6, 60),
 }
