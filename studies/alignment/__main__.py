@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from dina_lrm.alignment import Aligner, LatentRewardConfig
+from dina_lrm.alignment import LatentRewardConfig
 from dina_lrm.cli.recipes import find_recipe
 from dina_lrm.config import apply_overrides
 from dina_lrm.demo.align_settings import LEVELS
@@ -30,6 +30,7 @@ from studies.alignment.rival_training import train_rivals
 from studies.alignment.second_round import climb, second_round
 from studies.alignment.settings import ALGORITHMS, FULL, QUICK, REWARDS, Budget, config_of, rival_config
 from studies.alignment.summary import summarise
+from studies.runs import align_once
 
 QUICKLY = ["num_steps=6", "validation.every=0"]
 RESULTS = Path(__file__).parent / "results" / "alignment.json"
@@ -65,10 +66,7 @@ def run_all(root: Path, budget: Budget, arms: Iterable[str]) -> None:
     for seed in budget.seeds:
         for arm in arms:
             for reward in budget.rewards:
-                config = config_of(root, arm, reward, seed, budget)
-                if not (config.out / "adapter").is_dir():
-                    print(f"{config.out.name}", flush=True)
-                    Aligner(config).run(resume="auto")
+                align_once(config_of(root, arm, reward, seed, budget))
 
 
 def costs_once(root: Path, budget: Budget, arms: Iterable[str]) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 
-from dina_lrm.alignment import Aligner
 from dina_lrm.cli.recipes import find_recipe
 from dina_lrm.runtime.files import atomic_write
 from dina_lrm.training import TrainConfig, Trainer
@@ -21,6 +20,7 @@ from studies.hacking.grids import grid_rows
 from studies.hacking.page import write_page
 from studies.hacking.settings import ARMS, FULL, QUICK, Budget, config_of
 from studies.hacking.summary import summarise
+from studies.runs import align_once
 
 HERE = Path(__file__).parent
 
@@ -37,10 +37,7 @@ def run_all(root: Path, budget: Budget) -> None:
     """Every run that is not finished, a seed of each arm at a time."""
     for seed in budget.seeds:
         for arm in ARMS:
-            config = config_of(root, arm, seed, budget)
-            if not (config.out / "adapter").is_dir():
-                print(config.out.name, flush=True)
-                Aligner(config).run(resume="auto")
+            align_once(config_of(root, arm, seed, budget))
 
 
 def main() -> None:

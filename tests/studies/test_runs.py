@@ -1,0 +1,34 @@
+"""A run is made once, and never taken for one of other settings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dina_lrm.errors import ConfigError
+from studies import runs
+from studies.hacking.settings import ARMS, QUICK, config_of
+from studies.runs import align_once
+
+
+def test_a_run_is_made_once(tmp_path: Path, monkeypatch) -> None:
+    config = config_of(tmp_path, next(iter(ARMS)), 0, QUICK)
+    made = []
+
+    class Aligner:
+        def __init__(self, config) -> None:
+            self.config = config
+
+        def run(self, resume: str) -> None:
+            made.append(resume)
+            (self.config.out / "adapter").mkdir(parents=True)
+            (self.config.out / "config.json").write_text(json.dumps(self.config.model_dump(mode="json")))
+
+    monkeypatch.setattr(runs, "Aligner", Aligner)
+    align_once(config)
+    align_once(config)
+    assert made == ["auto"]
+    with pytest.raises(ConfigError, match="other settings"):
+        align_once(config.model_copy(update={"num_updates": 99}))
