@@ -26,7 +26,9 @@ from dina_lrm.worlds.locate import emoji_root
 from studies.alignment.costs import measure_costs
 from studies.alignment.page import write_page
 from studies.alignment.rival import SIZES
+from studies.alignment.rival_report import report_once
 from studies.alignment.rival_training import train_rivals
+from studies.alignment.scales import measure_scales
 from studies.alignment.second_round import climb, second_round
 from studies.alignment.settings import ALGORITHMS, FULL, QUICK, REWARDS, Budget, config_of, rival_config
 from studies.alignment.summary import summarise
@@ -51,6 +53,7 @@ def train_rewards(root: Path, quick: bool, rivals: bool) -> None:
     _trained(root / "reward", "emoji_reward", [f"data={root / 'preferences'}", *changes])
     if rivals:
         train_rivals(root, root / "preferences", list(SIZES), quick)
+        measure_scales(root, 8 if quick else 256)
 
 
 def _trained(out: Path, recipe: str, changes: list[str]) -> Path:
@@ -104,6 +107,7 @@ def main() -> None:
     if chosen.no_page:
         return
     results = summarise(root, budget, costs_once(root, budget, chosen.arms))
+    results["rewards"] = report_once(root, root / "preferences", root / "reward" / "model")
     where = root / "results.json" if chosen.quick else RESULTS
     with atomic_write(where) as file:
         file.write(json.dumps(results, indent=1).encode())

@@ -41,6 +41,7 @@ def write_page(results: Row, root: Path, budget: Budget, out: Path) -> Path:
             _tiles(results),
             section("The judge over updates, operations and seconds", _curves(results)),
             section("At equal updates, at equal operations, and where the pixel-driven run ends", _table(results)),
+            section("The rewards", _rewards_table(results["rewards"])),
             section("What an update costs", _costs(results), _beside_the_paper(results)),
             section("The reward that was climbed, and diversity", _proxies(results)),
             section("The same prompts and noise, before and after", _pictures(root, budget)),
@@ -167,6 +168,39 @@ def _table(results: Row) -> str:
     return f'<div class="scroll"><table>{head}<tbody>{"".join(lines)}</tbody></table></div>\n{note}'
 
 
+def _rewards_table(rewards: Row) -> str:
+    price = {row["what"]: row for row in rewards["cost"]}
+    splits = list(rewards["accuracy"][0]["accuracy"])
+    head = "".join(f"<th>accuracy, {split.replace('_', ' ')}, %</th>" for split in splits)
+    lines = []
+    for row in rewards["accuracy"]:
+        parts = [price[row["reward"]], *([] if row["reward"] == "latent" else [price["VAE decoder"]])]
+        cells = [f"<td>{price[row['reward']]['parameters'] / 1e6:.1f}</td>"]
+        cells += [
+            f"<td>{sum(part[what] for part in parts) / 1e9:.2f}</td>" for what in ("flops", "flops_with_gradient")
+        ]
+        for value, low, high in row["accuracy"].values():
+            cells.append(f"<td>{value:.1f} <span class='ends'>{low:.1f} to {high:.1f}</span></td>")
+        lead = row.get("lead_of_latent", {}).get("test")
+        cells.append(
+            "<td></td>"
+            if lead is None
+            else f"<td>{lead[0]:+.1f} <span class='ends'>{lead[1]:+.1f} to {lead[2]:+.1f}</span></td>"
+        )
+        name = "DiNa-LRM" if row["reward"] == "latent" else f"pixel {row['reward']}"
+        lines.append(f"<tr><th>{name}</th>{''.join(cells)}</tr>")
+    note = paragraph(
+        "Operations are of one picture, the decoder’s with the rivals’; the latent reward’s text is encoded before, as it is in a run. "
+        "All three learned from the same two rounds of preferences; a rival’s weights are those of its best validation "
+        "accuracy on the way. Accuracy is of the decided pairs that nobody trained on.",
+        "quiet",
+    )
+    return (
+        '<div class="scroll"><table><thead><tr><th>reward</th><th>parameters, M</th><th>G FLOPs</th><th>with the gradient</th>'
+        f"{head}<th>DiNa-LRM leads on test by</th></tr></thead><tbody>{''.join(lines)}</tbody></table></div>\n{note}"
+    )
+
+
 def _costs(results: Row) -> str:
     head = (
         "<thead><tr><th>algorithm</th><th>reward</th><th>sampling, G FLOPs a sample</th><th>reward</th><th>update</th>"
@@ -223,14 +257,22 @@ def _proxies(results: Row) -> str:
     rows = "".join(
         f"<tr><th>{ALGORITHMS[arm].label}</th>"
         + "".join(f"<td>{100 * row['diversity'][-1]:.0f} %</td>" for row in rewards.values())
+        + "".join(f"<td>{1000 * row['distance'][-1]:.2f}</td>" for row in rewards.values())
         + "</tr>"
         for arm, rewards in results["rows"].items()
     )
-    head = "".join(f"<th>{REWARDS[reward].label}</th>" for reward in _rewards(results))
-    table = (
-        f"<table><thead><tr><th>diversity, share of the start’s</th>{head}</tr></thead><tbody>{rows}</tbody></table>\n"
+    head = "".join(
+        f"<th>{what}, {REWARDS[reward].label}</th>"
+        for what in ("diversity", "distance")
+        for reward in _rewards(results)
     )
-    note = paragraph("Rewards have units of their own, so only the shape of these curves can be compared.", "quiet")
+    table = f'<div class="scroll"><table><thead><tr><th></th>{head}</tr></thead><tbody>{rows}</tbody></table></div>\n'
+    note = paragraph(
+        "Rewards have units of their own, so only the shape of these curves can be compared. Below, at the end of the runs: "
+        "diversity as a share of the start’s, and the mean squared difference of velocities to those of the generator as it was, "
+        "in thousandths.",
+        "quiet",
+    )
     return f'<div class="plots">{"".join(parts)}</div>\n{note}{table}'
 
 

@@ -6,6 +6,7 @@ python -m studies.alignment.rival --out runs/study-alignment
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import time
 from collections.abc import Iterator
@@ -32,9 +33,7 @@ from dina_lrm.worlds.locate import emoji_root
 from studies.alignment.rival import SIZES, Rival
 from studies.alignment.rival_training import LAW, bare_backbone, read_material, train_rivals
 
-__all__ = ["costs", "main", "measure", "score_rival"]
-
-RESULTS = Path(__file__).parent / "results" / "rival.json"
+__all__ = ["costs", "main", "measure", "report_once", "score_rival"]
 
 
 @torch.no_grad()
@@ -92,7 +91,7 @@ def costs(rivals: dict[str, Rival], latent: RewardModel) -> list[dict[str, Any]]
         ),
         ("VAE decoder", (_vae(backbone).decoder,), backbone.decode_latents, latents),
         (
-            "latent, kept backbone and head (text encoded before)",
+            "latent",  # kept backbone and head; text was encoded before
             (latent.network.backbone.network, latent.network.head),
             lambda noised: latent.network(NoisedState(noised, sigma), text),
             latents,
@@ -124,13 +123,48 @@ def _vae(backbone: Any) -> Any:
     return load_pipeline(str(emoji_root() / "pipeline"), torch.float32).vae
 
 
+def report_once(root: Path, folder: Path, reward: Path) -> dict[str, Any]:
+    """Accuracy and price of our reward and of both rivals, measured when first asked for under these weights.
+
+    Args:
+        root: folder of the study, with `rival-small` and `rival-large`.
+        folder: of preferences.
+        reward: the latent model.
+    """
+    path, of = root / "rivals.json", _weights_of(root, reward)
+    known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if known.get("of") == of:
+        return known
+    data, latent = PreferenceData.open(folder), RewardModel.from_pretrained(reward)
+    rivals = {size: Rival.from_folder(root / f"rival-{size}") for size in SIZES}
+    trained = {size: read_metrics(root / f"rival-{size}.jsonl")[-1]["cpu_seconds"] for size in SIZES}
+    results = {
+        "of": of,
+        "data": data.info["name"],
+        "cpu_seconds": trained,
+        "accuracy": measure(root, data, rivals, latent),
+        "cost": costs(rivals, latent),
+    }
+    with atomic_write(path) as file:
+        file.write((json.dumps(results, indent=1) + "\n").encode())
+    return results
+
+
+def _weights_of(root: Path, reward: Path) -> str:
+    found = hashlib.sha256()
+    for folder in (reward, *(root / f"rival-{size}" for size in SIZES)):
+        for path in sorted(folder.rglob("*.safetensors")):
+            found.update(path.read_bytes())
+    return found.hexdigest()[:16]
+
+
 def main() -> None:
-    """Train what is not trained, measure, print, and write the results."""
+    """Train what is not trained, measure, and print."""
     parser = argparse.ArgumentParser(prog="python -m studies.alignment.rival", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/study-alignment"), help="folder of the study")
     parser.add_argument("--data", type=Path, help="preference folder (default: preferences/ of the study)")
     parser.add_argument("--reward", type=Path, help="latent model to stand beside (default: reward/model of the study)")
-    parser.add_argument("--quick", action="store_true", help="a few steps; nothing is written to results/")
+    parser.add_argument("--quick", action="store_true", help="a few steps")
     given = parser.parse_args()
     folder, reward = given.data or given.out / "preferences", given.reward or given.out / "reward" / "model"
     if not folder.is_dir():
@@ -138,15 +172,8 @@ def main() -> None:
             f"{folder} is no folder; run python -m studies.alignment first, or give --data worlds/emoji/preferences"
         )
     train_rivals(given.out, folder, quick=given.quick)
-    data, latent = PreferenceData.open(folder), RewardModel.from_pretrained(reward)
-    rivals = {size: Rival.from_folder(given.out / f"rival-{size}") for size in SIZES}
-    rows, prices = measure(given.out, data, rivals, latent), costs(rivals, latent)
-    print(_table(rows), table(prices), sep="\n\n")
-    if not given.quick:
-        trained = {size: read_metrics(given.out / f"rival-{size}.jsonl")[-1]["cpu_seconds"] for size in SIZES}
-        results = {"data": data.info["name"], "cpu_seconds": trained, "accuracy": rows, "cost": prices}
-        with atomic_write(RESULTS) as file:
-            file.write((json.dumps(results, indent=1) + "\n").encode())
+    results = report_once(given.out, folder, reward)
+    print(_table(results["accuracy"]), table(results["cost"]), sep="\n\n")
 
 
 def _table(rows: list[dict[str, Any]]) -> str:

@@ -74,7 +74,9 @@ class Reward:
         """The reward of a run."""
         if self.rival is None:
             return LatentRewardConfig(name="reward", model=str(root / "reward" / "model"), sigmas=LEVELS)
-        return rival_config(root / self.rival)
+        from studies.alignment.scales import weight_of
+
+        return rival_config(root / self.rival).model_copy(update={"weight": weight_of(root, self.rival)})
 
 
 REWARDS = {

@@ -28,6 +28,7 @@ class Curve:
         proxy: the same of the reward that drove the run.
         seeds: the judge's gain of each seed `[s m]`.
         diversity: share of the start's.
+        distance: from the generator as it was, as the monitor has it.
         end: the judge's gain of each prompt at the end, over all seeds and samples `[q]`.
     """
 
@@ -36,6 +37,7 @@ class Curve:
     proxy: list[Estimate]
     seeds: list[list[float]]
     diversity: list[float]
+    distance: list[float]
     end: Tensor
 
 
@@ -60,6 +62,7 @@ def curve_of(root: Path, arm: str, reward: str, budget: Budget) -> Curve:
             float(torch.stack([run[k].diversity.mean() / run[0].diversity.mean() for run in found]).mean())
             for k in places
         ],
+        distance=[float(torch.stack([run[k].distance.mean() for run in found]).mean()) for k in places],
         end=judge[-1].double().mean(dim=0).view(-1, found[0][0].group_size).mean(dim=1),
     )
 
@@ -124,6 +127,7 @@ def _told(curve: Curve) -> dict[str, Any]:
         "proxy": [_ends(estimate) for estimate in curve.proxy],
         "seeds": [[round(value, 4) for value in seed] for seed in curve.seeds],
         "diversity": [round(value, 4) for value in curve.diversity],
+        "distance": [round(value, 6) for value in curve.distance],
     }
 
 

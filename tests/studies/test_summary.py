@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from dina_lrm.alignment.measurement import Measurement
+from dina_lrm.errors import DataError
 from dina_lrm.metrics import Estimate
 from studies.alignment.page import write_page
 from studies.alignment.settings import ALGORITHMS, QUICK, config_of
@@ -18,7 +19,13 @@ from studies.alignment.summary import Curve, at, curve_of, reach, summarise
 def curve(*gains: float) -> Curve:
     judge = [Estimate(gain, gain, gain, 1, 1) for gain in gains]
     return Curve(
-        [10 * place for place in range(len(gains))], judge, judge, [list(gains)], [1.0] * len(gains), torch.zeros(1)
+        [10 * place for place in range(len(gains))],
+        judge,
+        judge,
+        [list(gains)],
+        [1.0] * len(gains),
+        [0.0] * len(gains),
+        torch.zeros(1),
     )
 
 
@@ -53,6 +60,10 @@ def write_run(out: Path, lift: float) -> None:
 
 def test_numbers_and_page_of_a_study(tmp_path) -> None:
     lifts = {"latent": 0.2, "pixels": 0.1}
+    with pytest.raises(DataError, match="scales"):
+        config_of(tmp_path, "refl", "pixels", 0, QUICK)
+    (tmp_path / "scales.json").write_text('{"latent": 1.0, "rival-large": 0.5}')
+    assert config_of(tmp_path, "refl", "pixels", 0, QUICK).rewards[0].weight == 2
     for arm in ALGORITHMS:
         for reward, lift in lifts.items():
             write_run(config_of(tmp_path, arm, reward, 0, QUICK).out, lift)
@@ -78,5 +89,22 @@ def test_numbers_and_page_of_a_study(tmp_path) -> None:
     assert against["lead"] == [0.2, 0.2, 0.2]  # every prompt gained 0.4 in the one, 0.2 in the other
     # As many operations as the latent run has spent in all are one update of the other: half of its gain.
     assert against["at_equal_flops"] == {"latent": 0.4, "pixels": 0.1}
+    results["rewards"] = {
+        "accuracy": [
+            {"reward": "latent", "accuracy": {"test": [69.0, 66.0, 72.0]}},
+            {
+                "reward": "rival, large",
+                "accuracy": {"test": [64.0, 61.0, 67.0]},
+                "lead_of_latent": {"test": [5.0, 2.0, 8.0]},
+            },
+        ],
+        "cost": [
+            {"what": what, "parameters": 9e6, "flops": 1e9, "flops_with_gradient": 2e9}
+            for what in ("latent", "rival, large", "VAE decoder")
+        ],
+    }
     page = write_page(results, tmp_path, QUICK, tmp_path / "page").read_text()
+    assert (
+        "<td>1.00</td><td>2.00</td>" in page and "<td>2.00</td><td>4.00</td>" in page
+    )  # a rival pays for the decoder too
     assert "Flow-GRPO" in page and "+0.400" in page and "39.1 and 80.4" in page and not math.isnan(one.judge[1].low)
