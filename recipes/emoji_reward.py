@@ -1,7 +1,8 @@
 """The reward that comes with the emoji world (`worlds/emoji/reward`): the demo's recipe with a narrow head, on two rounds.
 
-The second round of preferences is on samples of policies that had fooled the reward of the first: `python -m studies.alignment`
-makes it, as `runs/study-alignment/preferences`. A head of width 64 in place of 192 keeps the model at 1.6 MB in half precision.
+The second round of preferences is on samples of policies that had climbed the reward of the first: `python -m studies.alignment`
+makes it, as `runs/study-alignment/preferences`. The shipped weights are from before that had two policies more, which climb a pixel
+reward, so this recipe gives a sister of them. A head of width 64 in place of 192 keeps the model at 1.6 MB in half precision.
 """
 
 from __future__ import annotations

@@ -1,26 +1,60 @@
-"""What the studies share: runs that are made once."""
+"""What the studies share: runs that are made once, and what they measured."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+from pathlib import Path
 
 from dina_lrm.alignment import AlignConfig, Aligner
+from dina_lrm.alignment.measurement import Measurement
 from dina_lrm.errors import ConfigError
+from dina_lrm.runtime.files import atomic_write
 
-__all__ = ["align_once"]
+__all__ = ["align_once", "fingerprint", "measurements_of"]
+
+MARK = "weights.txt"
 
 
-def align_once(config: AlignConfig) -> None:
+def fingerprint(*parts: object) -> str:
+    """A name for what something was made of: the weights below folders, and everything else as it is written."""
+    found = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Path):
+            for path in sorted(part.rglob("*.safetensors")):
+                found.update(path.read_bytes())
+        else:
+            found.update(repr(part).encode())
+    return found.hexdigest()[:16]
+
+
+def align_once(config: AlignConfig, reward: Path) -> None:
     """Make a run, or go on with it, unless it is finished.
 
     Args:
         config: of the run.
+        reward: folder of the weights that reward it.
 
     Raises:
-        ConfigError: a finished run of other settings lies where this one would.
+        ConfigError: a run of other settings, or of other weights, lies where this one would.
     """
-    if not (config.out / "adapter").is_dir():
+    mark, weights = config.out / MARK, fingerprint(reward)
+    other = mark.is_file() and mark.read_text(encoding="utf-8") != weights
+    finished = (config.out / "adapter").is_dir()
+    if finished and not other:
+        told = json.loads((config.out / "config.json").read_text(encoding="utf-8"))
+        other = told != config.model_dump(mode="json") or not mark.is_file()
+    if other:
+        raise ConfigError(
+            f"{config.out} was run with other settings or weights than the study has now; remove that folder"
+        )
+    if not finished:
+        with atomic_write(mark) as file:
+            file.write(weights.encode())
         print(config.out.name, flush=True)
         Aligner(config).run(resume="auto")
-    elif json.loads((config.out / "config.json").read_text(encoding="utf-8")) != config.model_dump(mode="json"):
-        raise ConfigError(f"{config.out} was run with other settings than the study has now; remove that folder")
+
+
+def measurements_of(run: Path) -> list[Measurement]:
+    """What a run measured, in order."""
+    return [Measurement.load(folder) for folder in sorted((run / "measurements").glob("step-*"))]

@@ -19,6 +19,7 @@ import torch
 from dina_lrm.alignment import LatentRewardConfig
 from dina_lrm.cli.recipes import find_recipe
 from dina_lrm.config import apply_overrides
+from dina_lrm.data import PreferenceData
 from dina_lrm.demo.align_settings import LEVELS
 from dina_lrm.runtime.files import atomic_write
 from dina_lrm.training import TrainConfig, Trainer
@@ -29,10 +30,10 @@ from studies.alignment.rival import SIZES
 from studies.alignment.rival_report import report_once
 from studies.alignment.rival_training import train_rivals
 from studies.alignment.scales import measure_scales
-from studies.alignment.second_round import climb, second_round
+from studies.alignment.second_round import climb, second_round, standing
 from studies.alignment.settings import ALGORITHMS, FULL, QUICK, REWARDS, Budget, config_of, rival_config
 from studies.alignment.summary import summarise
-from studies.runs import align_once
+from studies.runs import align_once, fingerprint
 
 QUICKLY = ["num_steps=6", "validation.every=0"]
 RESULTS = Path(__file__).parent / "results" / "alignment.json"
@@ -69,19 +70,21 @@ def run_all(root: Path, budget: Budget, arms: Iterable[str]) -> None:
     for seed in budget.seeds:
         for arm in arms:
             for reward in budget.rewards:
-                align_once(config_of(root, arm, reward, seed, budget))
+                align_once(config_of(root, arm, reward, seed, budget), REWARDS[reward].folder(root))
 
 
 def costs_once(root: Path, budget: Budget, arms: Iterable[str]) -> dict[str, Any]:
-    """Of each arm, measured when first asked for under these rewards."""
+    """Of each arm, measured when first asked for under these settings and weights."""
     path = root / "costs.json"
     known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    weights = [REWARDS[reward].folder(root) for reward in budget.rewards]
     for arm in arms:
-        if set(known.get(arm, {})) != set(budget.rewards):
-            known |= measure_costs(root, [arm], budget)
+        of = fingerprint(ALGORITHMS[arm], budget, *weights)
+        if known.get(arm, {}).get("of") != of:
+            known[arm] = {"of": of, "costs": measure_costs(root, [arm], budget)[arm]}
             with atomic_write(path) as file:
                 file.write(json.dumps(known, indent=1).encode())
-    return {arm: known[arm] for arm in arms}
+    return {arm: known[arm]["costs"] for arm in arms}
 
 
 def main() -> None:
@@ -107,6 +110,7 @@ def main() -> None:
     if chosen.no_page:
         return
     results = summarise(root, budget, costs_once(root, budget, chosen.arms))
+    results["second_round"] = standing(PreferenceData.open(root / "preferences"))
     results["rewards"] = report_once(root, root / "preferences", root / "reward" / "model")
     where = root / "results.json" if chosen.quick else RESULTS
     with atomic_write(where) as file:

@@ -1,8 +1,8 @@
 """What an update costs under each reward: operations by phase, bytes, and seconds side by side in one process.
 
-Operations are those of matrix products, convolutions and attention; bytes are those of tensors that the update makes, at its
-peak, and of the weights that must be there. Seconds are medians of updates that take turns, so that a noisy machine is as noisy
-for all.
+Operations are those of matrix products, convolutions and attention, without text, which is encoded once for either reward; bytes
+are those of tensors that the update makes, at its peak, and of the weights that must be there. Seconds are medians of updates
+that take turns, so that a noisy machine is as noisy for all.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from dina_lrm.report.figures import BLUE, GREEN, GREY, MUTED, RED, svg_figure
-from dina_lrm.report.html import document, paragraph, section, tile
+from dina_lrm.report.html import document, paragraph, section, table, tile
 from dina_lrm.runtime.files import atomic_write
 from studies.alignment.settings import ALGORITHMS, REWARDS, Arm, Budget, config_of
 
@@ -46,8 +46,8 @@ def write_page(results: Row, root: Path, budget: Budget, out: Path) -> Path:
             section("The reward that was climbed, and diversity", _proxies(results)),
             section("The same prompts and noise, before and after", _pictures(root, budget)),
             f"<footer>Every number on this page is in <code>results/alignment.json</code>; <code>python -m studies.alignment"
-            f"</code> makes it anew. Intervals are 95 % bootstraps over {results['prompts']} held-out prompts, each drawn "
-            f"twice with every seed; thin lines are single seeds.</footer>",
+            f"</code> makes it anew. Intervals are 95 % bootstraps over seeds and over {results['prompts']} held-out prompts, each "
+            f"drawn twice; thin lines are single seeds.</footer>",
         ]
     )
     page = out / "index.html"
@@ -57,13 +57,21 @@ def write_page(results: Row, root: Path, budget: Budget, out: Path) -> Path:
 
 
 def _opening(results: Row) -> str:
+    fooled = results["second_round"]
+    ends = ", ".join(f"{name} {_plain(found)}" for name, found in fooled.items())
     return (
         f"ReFL, DRaFT-1, Flow-GRPO and DiffusionNFT, {len(results['seeds'])} seeds each, driven by DiNa-LRM on noisy latents or "
         "by a scorer of decoded pixels that was trained on the very same preference pairs. The judge is the oracle of the world, "
         "from which neither learned; policies learn from prompts of some concepts and are judged on prompts of others. Those pairs "
-        "hold samples that fooled a first reward of either kind. The algorithms’ settings were found under the latent reward, which "
-        "favours it; both rewards run under the same."
+        "hold samples of policies that had climbed a first reward of either kind without restraint, the small rival for the pixels; "
+        f"by the oracle they stand, against the generator’s own, at {ends}: the latent reward was shown more of what fools it. "
+        "The algorithms’ settings, too, were found under it; both rewards run under the same, weighed so that their "
+        "spread over samples of a prompt, and so the pull beside them, is the same."
     )
+
+
+def _plain(found: Sequence[float]) -> str:
+    return f"{found[0]:+.2f} ({found[1]:+.2f} to {found[2]:+.2f})"
 
 
 def _tiles(results: Row) -> str:
@@ -137,35 +145,32 @@ def _share(value: float | None) -> str:
 
 
 def _table(results: Row) -> str:
-    head = (
-        "<thead><tr><th>algorithm</th><th>reward</th><th>judge, equal updates</th><th>DiNa-LRM leads by</th>"
-        "<th>judge, equal operations</th>"
-        "<th>DiNa-LRM is there after: seconds</th><th>operations</th><th>bytes of an update</th></tr></thead>"
-    )
-    lines = []
+    heads = ("algorithm", "reward", "judge, equal updates", "DiNa-LRM leads by", "judge, equal operations",
+             "DiNa-LRM is where that run ends after: seconds", "operations", "and where it is best", "bytes of an update")  # fmt: skip
+    lines: list[list[str]] = []
     for arm, rewards in results["rows"].items():
         for reward, row in rewards.items():
-            cells = [f"<th>{ALGORITHMS[arm].label}</th>", f"<td>{REWARDS[reward].label}</td>"]
-            cells.append(f"<td>{_number(row['judge'][-1])}</td>")
+            cells = [f"<b>{ALGORITHMS[arm].label}</b>", REWARDS[reward].label, _number(row["judge"][-1])]
             against = row.get("against")
             if against is None:
-                cells.append(f"<td></td><td>{row['judge'][-1][0]:+.3f}</td><td></td><td></td><td></td>")
+                cells += ["", f"{row['judge'][-1][0]:+.3f}", "", "", "", ""]
             else:
-                cells.append(f"<td>{_number(against['lead'])}</td>")
-                cells.append(f"<td>{against['at_equal_flops'][reward]:+.3f}</td>")
+                last, best = against["last"], against["best"]
+                cells += [_number(against["lead"]), f"{against['at_equal_flops'][reward]:+.3f}"]
+                cells += [_share(last["seconds"]), _share(last["flops"])]
                 cells += [
-                    f"<td>{_share(against[name])}</td>"
-                    for name in ("share_of_seconds", "share_of_flops", "share_of_bytes")
+                    f"{_share(best['flops'])} <span class='ends'>of its first {best['update']} updates’ operations</span>"
                 ]
-            lines.append(f"<tr>{''.join(cells)}</tr>")
+                cells += [_share(against["share_of_bytes"])]
+            lines.append(cells)
     note = paragraph(
-        "Leads: pair by pair, the same prompts and noise. "
-        "Equal operations: the pixel-driven run after as many as the latent one has spent in all. DiNa-LRM is there: the share of "
-        "the pixel-driven run’s whole seconds and operations after which the judge’s mean under DiNa-LRM first equals the "
-        "pixel-driven run’s last; where that last is below 0, the generator was there before the first update.",
+        "Leads: seed by seed and prompt by prompt. Equal operations: the pixel-driven run after as many as the latent one has spent "
+        "in all. Shares of the pixel-driven run’s seconds and operations after which the judge’s mean under DiNa-LRM first equals "
+        "that run’s last mean, or its best; where that is below 0, the generator was there before the first update. Each reward was "
+        "trained once, so leads are of these rewards.",
         "quiet",
     )
-    return f'<div class="scroll"><table>{head}<tbody>{"".join(lines)}</tbody></table></div>\n{note}'
+    return table(heads, lines) + note
 
 
 def _rewards_table(rewards: Row) -> str:
@@ -266,14 +271,14 @@ def _proxies(results: Row) -> str:
         for what in ("diversity", "distance")
         for reward in _rewards(results)
     )
-    table = f'<div class="scroll"><table><thead><tr><th></th>{head}</tr></thead><tbody>{rows}</tbody></table></div>\n'
+    ends = f'<div class="scroll"><table><thead><tr><th></th>{head}</tr></thead><tbody>{rows}</tbody></table></div>\n'
     note = paragraph(
         "Rewards have units of their own, so only the shape of these curves can be compared. Below, at the end of the runs: "
         "diversity as a share of the start’s, and the mean squared difference of velocities to those of the generator as it was, "
         "in thousandths.",
         "quiet",
     )
-    return f'<div class="plots">{"".join(parts)}</div>\n{note}{table}'
+    return f'<div class="plots">{"".join(parts)}</div>\n{note}{ends}'
 
 
 def _pictures(root: Path, budget: Budget) -> str:

@@ -230,6 +230,7 @@ class Rival(nn.Module):
         self.agreement = _reader(width, config.hidden, 1, dropout, silent=True)
         self.weight = nn.Parameter(torch.tensor(3.0))
         self.log_scale = nn.Parameter(torch.tensor(0.26))  # tenths of the logarithm: Adam's steps are too small for it
+        self._known: dict[str, Tensor] = {}
 
     def forward(self, pixels: Tensor, prompts: Sequence[str]) -> Tensor:
         """Utility of each picture under its prompt, differentiable in the pixels.
@@ -251,10 +252,25 @@ class Rival(nn.Module):
             )
         if len(prompts) != len(pixels):
             raise ShapeError(f"{len(pixels)} pictures need as many prompts, got {len(prompts)}")
-        unique = list(dict.fromkeys(prompts))
-        place = torch.tensor([unique.index(prompt) for prompt in prompts], device=pixels.device)
+        return self.read(pixels, self.remembered(prompts))
+
+    def read(self, pixels: Tensor, prompts: Tensor) -> Tensor:
+        """Utility of each picture under an embedded prompt `[b d]`."""
         features = self.standardised(self.features(pixels))
-        return self.utility(features, self.embed_pictures(features), self.text(unique)[place])
+        return self.utility(features, self.embed_pictures(features), prompts)
+
+    @torch.no_grad()
+    def remembered(self, prompts: Sequence[str]) -> Tensor:
+        """Embeddings of prompts `[b d]`, each computed once: a latent reward's prompts are encoded once too."""
+        unknown = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._known]
+        if unknown:
+            self._known.update(zip(unknown, self.text(unknown), strict=True))
+        return torch.stack([self._known[prompt] for prompt in prompts])
+
+    def train(self, mode: bool = True) -> Self:
+        """Between training and being asked; what was known of prompts may have changed."""
+        self._known.clear()
+        return super().train(mode)
 
     def features(self, pixels: Tensor) -> Tensor:
         """Statistics of pictures `[b f]`."""

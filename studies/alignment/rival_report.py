@@ -6,11 +6,11 @@ python -m studies.alignment.rival --out runs/study-alignment
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from benchmarks.__main__ import table
 from benchmarks.cost import measure as count
 from benchmarks.cost import size_of
 from dina_lrm.data import PreferenceData
+from dina_lrm.demo.align_settings import LEVELS
 from dina_lrm.demo.settings import HEADLINE, RULES, SPLITS
 from dina_lrm.errors import DataError
 from dina_lrm.evals import AccuracyEstimate, ScoredSplit, ScoringRule, SplitView, accuracy_gap, make_card, score_split
@@ -32,6 +33,7 @@ from dina_lrm.types import NoisedState
 from dina_lrm.worlds.locate import emoji_root
 from studies.alignment.rival import SIZES, Rival
 from studies.alignment.rival_training import LAW, bare_backbone, read_material, train_rivals
+from studies.runs import fingerprint
 
 __all__ = ["costs", "main", "measure", "report_once", "score_rival"]
 
@@ -79,14 +81,17 @@ def _told(estimate: AccuracyEstimate) -> list[float]:
 
 
 def costs(rivals: dict[str, Rival], latent: RewardModel) -> list[dict[str, Any]]:
-    """Parameters and operations a picture, forward and with the gradient to the input; the prompt's are counted in."""
+    """Parameters and operations of a picture's reward, forward and with the gradient to the input; prompts are encoded before.
+
+    The latent reward is asked at all of `LEVELS`, as in runs and in the accuracy beside it.
+    """
     prompt, pixels = ["red apple, noto style"], torch.rand(1, 3, 64, 64)
     backbone = bare_backbone(emoji_root())
     latents = torch.randn(1, *backbone.encode_images(pixels).shape[1:])
     text, sigma = latent.encode_prompts(prompt), torch.tensor([0.4])
     parts: list[tuple[str, tuple[nn.Module, ...], Any, Tensor]] = [
         *(
-            (f"rival, {name}", (rival,), lambda p, rival=rival: rival(p, prompt), pixels)
+            (f"rival, {name}", (rival,), partial(_read, rival, rival.remembered(prompt)), pixels)
             for name, rival in rivals.items()
         ),
         ("VAE decoder", (_vae(backbone).decoder,), backbone.decode_latents, latents),
@@ -97,12 +102,19 @@ def costs(rivals: dict[str, Rival], latent: RewardModel) -> list[dict[str, Any]]
             latents,
         ),
     ]
+    rows = []
     with _counted_whole():
-        counted = [(what, size_of(*modules)[0], count(read, given, peak=False)) for what, modules, read, given in parts]
-    return [
-        {"what": what, "parameters": size, "flops": cost.flops, "flops_with_gradient": cost.flops_with_gradient}
-        for what, size, cost in counted
-    ]
+        for what, modules, read, given in parts:
+            cost, times = count(read, given, peak=False), len(LEVELS) if what == "latent" else 1
+            assert cost.flops_with_gradient is not None
+            both = times * cost.flops_with_gradient
+            size = size_of(*modules)[0]
+            rows.append({"what": what, "parameters": size, "flops": times * cost.flops, "flops_with_gradient": both})
+    return rows
+
+
+def _read(rival: Rival, text: Tensor, pixels: Tensor) -> Tensor:
+    return rival.read(pixels, text)
 
 
 @contextmanager
@@ -131,13 +143,14 @@ def report_once(root: Path, folder: Path, reward: Path) -> dict[str, Any]:
         folder: of preferences.
         reward: the latent model.
     """
-    path, of = root / "rivals.json", _weights_of(root, reward)
+    path, of = root / "rivals.json", fingerprint(reward, *(root / f"rival-{size}" for size in SIZES))
     known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if known.get("of") == of:
         return known
     data, latent = PreferenceData.open(folder), RewardModel.from_pretrained(reward)
     rivals = {size: Rival.from_folder(root / f"rival-{size}") for size in SIZES}
-    trained = {size: read_metrics(root / f"rival-{size}.jsonl")[-1]["cpu_seconds"] for size in SIZES}
+    logs = {size: read_metrics(root / f"rival-{size}.jsonl") for size in SIZES}
+    trained = {size: sum(row.get("cpu_seconds", 0) for row in rows) for size, rows in logs.items()}
     results = {
         "of": of,
         "data": data.info["name"],
@@ -150,29 +163,22 @@ def report_once(root: Path, folder: Path, reward: Path) -> dict[str, Any]:
     return results
 
 
-def _weights_of(root: Path, reward: Path) -> str:
-    found = hashlib.sha256()
-    for folder in (reward, *(root / f"rival-{size}" for size in SIZES)):
-        for path in sorted(folder.rglob("*.safetensors")):
-            found.update(path.read_bytes())
-    return found.hexdigest()[:16]
-
-
 def main() -> None:
     """Train what is not trained, measure, and print."""
     parser = argparse.ArgumentParser(prog="python -m studies.alignment.rival", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("runs/study-alignment"), help="folder of the study")
+    parser.add_argument("--out", type=Path, help="folder of the study (default: runs/study-alignment)")
     parser.add_argument("--data", type=Path, help="preference folder (default: preferences/ of the study)")
     parser.add_argument("--reward", type=Path, help="latent model to stand beside (default: reward/model of the study)")
-    parser.add_argument("--quick", action="store_true", help="a few steps")
+    parser.add_argument("--quick", action="store_true", help="a few steps, in a folder of their own")
     given = parser.parse_args()
-    folder, reward = given.data or given.out / "preferences", given.reward or given.out / "reward" / "model"
+    root = given.out or Path("runs/study-alignment-quick" if given.quick else "runs/study-alignment")
+    folder, reward = given.data or root / "preferences", given.reward or root / "reward" / "model"
     if not folder.is_dir():
         raise DataError(
             f"{folder} is no folder; run python -m studies.alignment first, or give --data worlds/emoji/preferences"
         )
-    train_rivals(given.out, folder, quick=given.quick)
-    results = report_once(given.out, folder, reward)
+    train_rivals(root, folder, quick=given.quick)
+    results = report_once(root, folder, reward)
     print(_table(results["accuracy"]), table(results["cost"]), sep="\n\n")
 
 

@@ -126,18 +126,19 @@ def train_rival(
     """
     if is_rival(out):
         return out
-    started = time.process_time()
     first = out.with_name(f"{out.name}-captions")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         with MetricsLog(out.with_name(f"{out.name}.jsonl"), 1 if is_rival(first) else 0) as log:
+            started = time.process_time()
             if not is_rival(first):
                 rival = Rival(config, material.captions.words(material.pairs.prompt))
                 learn_captions(rival, material, budget, torch.Generator().manual_seed(seed), log)
                 rival.save(first)
-            rival = Rival.from_folder(first)
+                log.write({"kind": "stage", "step": 1, "cpu_seconds": round(time.process_time() - started, 1)})
+            rival, started = Rival.from_folder(first), time.process_time()
             learn_votes(rival, data, material, budget, seed, log)
-            log.write({"kind": "done", "cpu_seconds": round(time.process_time() - started, 1)})
+            log.write({"kind": "stage", "step": 2, "cpu_seconds": round(time.process_time() - started, 1)})
     rival.save(out)
     return out
 

@@ -1,7 +1,7 @@
-"""The rewards' units: how far each is spread over the same samples of the generator.
+"""The rewards' units: how far each is spread over the generator's samples of one prompt.
 
-A pull has a weight beside the reward's, so the same pull is another one for a reward of other units. Runs weigh a rival's reward so that
-it is spread as far as the latent one.
+A pull has a weight beside the reward's, so the same pull is another one for a reward of other units. Runs weigh a rival's reward so
+that it is spread as far as the latent one.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ NAME = "scales.json"
 
 @torch.no_grad()
 def measure_scales(root: Path, num_prompts: int) -> None:
-    """Standard deviation of each reward over one sample of each of some training prompts; measured once.
+    """Standard deviation of each reward within two samples of each of some training prompts; measured once.
 
     Args:
         root: folder of the study, where all rewards are trained.
@@ -37,15 +37,15 @@ def measure_scales(root: Path, num_prompts: int) -> None:
     """
     if (root / NAME).is_file():
         return
-    prompts = evenly(emoji_prompts("train"), num_prompts)
-    latents = draw([Source(4, 1.0)], prompts, seed=1)[0][:, 0]
+    prompts = [prompt for prompt in evenly(emoji_prompts("train"), num_prompts) for _ in range(2)]
+    latents = draw([Source(4, 1.0), Source(4, 1.0)], prompts[::2], seed=1)[0].flatten(0, 1)
     pipeline = load_pipeline(str(emoji_root() / "pipeline"), torch.float32)
     model = RewardModel.from_pretrained(root / "reward" / "model", base=pipeline)
-    text = model.encode_prompts(list(prompts), 1)
-    found = {"latent": float(model.score(latents=latents, conditioning=text, sigmas=LEVELS).reward.std())}
+    text = model.encode_prompts(prompts, 1)
     pixels = torch.cat([model.network.backbone.decode_latents(part) for part in latents.split(64)])
-    for size in SIZES:
-        found[f"rival-{size}"] = float(Rival.from_folder(root / f"rival-{size}")(pixels, list(prompts)).std())
+    rewards = {"latent": model.score(latents=latents, conditioning=text, sigmas=LEVELS).reward}
+    rewards |= {f"rival-{size}": Rival.from_folder(root / f"rival-{size}")(pixels, prompts) for size in SIZES}
+    found = {name: float(reward.view(-1, 2).var(dim=1).mean().sqrt()) for name, reward in rewards.items()}
     with atomic_write(root / NAME) as file:
         file.write(json.dumps(found, indent=1).encode())
 

@@ -26,12 +26,13 @@ from dina_lrm.data import Candidate, Origin, PreferenceData, PreferencePair, wri
 from dina_lrm.demo.align_settings import align_config
 from dina_lrm.encoding import encode_prompts_once
 from dina_lrm.generation import Guided, Policy, rollout
+from dina_lrm.metrics import clustered_mean
 from dina_lrm.runtime.accelerator import create_accelerator
 from dina_lrm.worlds.emoji import asked_for, emoji_prompts, emoji_scorer, seed_of
 from dina_lrm.worlds.locate import emoji_root
 from dina_lrm.worlds.oracle import Electorate
 
-__all__ = ["Source", "climb", "second_round"]
+__all__ = ["Source", "climb", "second_round", "standing"]
 
 CLIMB_UPDATES = (10, 20, 30)
 LEARNING_RATE = 3e-4
@@ -138,6 +139,25 @@ def draw(sources: Sequence[Source], prompts: Sequence[str], seed: int, batch_siz
             flush=True,
         )
     return torch.stack(latents, dim=1), torch.stack(worth, dim=1)
+
+
+def standing(data: PreferenceData) -> dict[str, list[float]]:
+    """Where the samples of the policies that had climbed a reward stand by the oracle, against the generator's own asked the same
+    way: `{policy: [mean, low, high]}` over prompts.
+    """
+    asked = "4 steps, guidance 1"
+    worth: dict[str, dict[str, list[float]]] = {}
+    for row in data.candidates.select(["candidate", "prompt", "origin", "oracle_utility"]).to_pylist():
+        origin = Origin.from_row(row["origin"])
+        if row["candidate"].startswith("second-") and origin.detail == asked:
+            worth.setdefault(origin.kind, {}).setdefault(row["prompt"], []).append(row["oracle_utility"])
+    own = worth.pop("generator")
+    found = {}
+    for policy, values in worth.items():
+        gain = torch.tensor([values[prompt][0] - sum(base) / len(base) for prompt, base in own.items()]).double()
+        estimate = clustered_mean(gain, torch.arange(len(gain)))
+        found[policy] = [round(value, 4) for value in (estimate.value, estimate.low, estimate.high)]
+    return found
 
 
 def _put_to_the_vote(

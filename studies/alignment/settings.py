@@ -64,16 +64,20 @@ class Reward:
 
     Attributes:
         label: in figures.
-        config: of the reward, below the folder of the study.
+        rival: folder of a pixel reward, below that of the study; None is the latent reward.
     """
 
     label: str
     rival: str | None
 
+    def folder(self, root: Path) -> Path:
+        """Of its weights."""
+        return root / (self.rival or "reward/model")
+
     def config(self, root: Path) -> LatentRewardConfig | FactoryRewardConfig:
         """The reward of a run."""
         if self.rival is None:
-            return LatentRewardConfig(name="reward", model=str(root / "reward" / "model"), sigmas=LEVELS)
+            return LatentRewardConfig(name="reward", model=str(self.folder(root)), sigmas=LEVELS)
         from studies.alignment.scales import weight_of
 
         return rival_config(root / self.rival).model_copy(update={"weight": weight_of(root, self.rival)})

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dina_lrm.alignment.measurement import Measurement
-from dina_lrm.metrics import Estimate, clustered_mean
+from dina_lrm.metrics import Estimate
 from studies.alignment.settings import Budget, config_of
+from studies.runs import measurements_of
 
-__all__ = ["Curve", "curve_of", "reach", "summarise"]
+__all__ = ["Curve", "crossed_mean", "curve_of", "reach", "summarise"]
 
 JUDGE = "oracle"
 
@@ -24,12 +24,12 @@ class Curve:
 
     Attributes:
         updates: of each measurement.
-        judge: gain since the start, with its 95 % interval over prompts.
+        judge: gain since the start, with its 95 % interval over seeds and prompts.
         proxy: the same of the reward that drove the run.
         seeds: the judge's gain of each seed `[s m]`.
         diversity: share of the start's.
         distance: from the generator as it was, as the monitor has it.
-        end: the judge's gain of each prompt at the end, over all seeds and samples `[q]`.
+        end: the judge's gain of each seed and prompt at the end `[s q]`.
     """
 
     updates: list[int]
@@ -43,39 +43,43 @@ class Curve:
 
 def curve_of(root: Path, arm: str, reward: str, budget: Budget) -> Curve:
     """Of one arm under one reward."""
-    found = [_measurements(config_of(root, arm, reward, seed, budget).out) for seed in budget.seeds]
+    found = [measurements_of(config_of(root, arm, reward, seed, budget).out) for seed in budget.seeds]
     steps = [measurement.step for measurement in found[0]]
     places = range(len(steps))
 
     def gains(name: str, kind: str) -> list[Tensor]:
-        """`[s n]` at each measurement."""
-        values = [[getattr(m, kind)[name] for m in run] for run in found]
+        """`[s q]` at each measurement."""
+        each = found[0][0].group_size
+        values = [[getattr(m, kind)[name].double().view(-1, each).mean(dim=1) for m in run] for run in found]
         return [torch.stack([run[k] - run[0] for run in values]) for k in places]
 
     judge = gains(JUDGE, "judges")
     return Curve(
         updates=steps,
-        judge=[_mean(found[0][0], values) for values in judge],
-        proxy=[_mean(found[0][0], values) for values in gains("reward", "rewards")],
+        judge=[crossed_mean(values) for values in judge],
+        proxy=[crossed_mean(values) for values in gains("reward", "rewards")],
         seeds=[[float(values[s].mean()) for values in judge] for s in range(len(found))],
         diversity=[
             float(torch.stack([run[k].diversity.mean() / run[0].diversity.mean() for run in found]).mean())
             for k in places
         ],
         distance=[float(torch.stack([run[k].distance.mean() for run in found]).mean()) for k in places],
-        end=judge[-1].double().mean(dim=0).view(-1, found[0][0].group_size).mean(dim=1),
+        end=judge[-1],
     )
 
 
-def _measurements(out: Path) -> list[Measurement]:
-    return [Measurement.load(folder) for folder in sorted((out / "measurements").glob("step-*"))]
-
-
-def _mean(first: Measurement, values: Tensor) -> Estimate:
-    """Over seeds and samples, with the interval over prompts."""
-    samples = values.shape[1]
-    prompts = torch.arange(samples) // first.group_size
-    return clustered_mean(values.double().mean(dim=0), prompts)
+def crossed_mean(values: Tensor, resamples: int = 2000) -> Estimate:
+    """Mean over seeds and prompts `[s q]`, with the 95 % interval of a bootstrap that draws both anew (Owen 2007, the pigeonhole
+    bootstrap); a single seed is itself.
+    """
+    generator, (seeds, prompts) = torch.Generator().manual_seed(0), values.shape
+    means = []
+    for _ in range(resamples):
+        rows = torch.randint(seeds, (seeds,), generator=generator)
+        columns = torch.randint(prompts, (prompts,), generator=generator)
+        means.append(values[rows].mean(dim=0)[columns].mean())
+    low, high = torch.quantile(torch.stack(means), torch.tensor([0.025, 0.975], dtype=values.dtype)).tolist()
+    return Estimate(float(values.mean()), low, high, seeds * prompts, prompts)
 
 
 def reach(curve: Curve, target: float) -> float | None:
@@ -132,19 +136,18 @@ def _told(curve: Curve) -> dict[str, Any]:
 
 
 def _against(latent: Curve, pixels: Curve, costs: dict[str, Any], reward: str) -> dict[str, Any]:
-    """What it takes the latent run to be where the pixel-driven run ends, and where both are at equal operations."""
-    updates = reach(latent, pixels.judge[-1].value)
+    """What it takes the latent run to be where the pixel-driven run ends, and at its best, and both at equal operations."""
     whole = pixels.updates[-1]
     ratios = {
         "seconds": costs["latent"]["seconds"] / costs[reward]["seconds"],
         "flops": costs["latent"]["flops"]["total"] / costs[reward]["flops"]["total"],
     }
-    difference = latent.end - pixels.end
+    best = max(range(len(pixels.judge)), key=lambda place: pixels.judge[place].value)
     return {
-        "lead": _ends(clustered_mean(difference, torch.arange(len(difference)))),
-        "updates_to_reach": updates,
-        "share_of_seconds": None if updates is None else updates * ratios["seconds"] / whole,
-        "share_of_flops": None if updates is None else updates * ratios["flops"] / whole,
+        "lead": _ends(crossed_mean(latent.end - pixels.end)),
+        "last": _share(latent, pixels.judge[-1].value, whole, ratios),
+        "best": {"update": pixels.updates[best]}
+        | _share(latent, pixels.judge[best].value, max(1, pixels.updates[best]), ratios),
         "share_of_bytes": costs["latent"]["bytes"]["total"] / costs[reward]["bytes"]["total"],
         "share_of_activations": costs["latent"]["bytes"]["activations"] / costs[reward]["bytes"]["activations"],
         # The pixel-driven run after as many operations as the latent one has spent in all.
@@ -153,3 +156,10 @@ def _against(latent: Curve, pixels: Curve, costs: dict[str, Any], reward: str) -
             reward: round(at(pixels, whole * ratios["flops"]), 4),
         },
     }
+
+
+def _share(latent: Curve, target: float, spent: int, ratios: dict[str, float]) -> dict[str, float | None]:
+    """Updates, seconds and operations after which the latent run is at a judge's gain, as shares of what another spent."""
+    updates = reach(latent, target)
+    shares = {name: None if updates is None else updates * ratio / spent for name, ratio in ratios.items()}
+    return {"updates": updates, **shares}

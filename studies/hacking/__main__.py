@@ -37,7 +37,7 @@ def run_all(root: Path, budget: Budget) -> None:
     """Every run that is not finished, a seed of each arm at a time."""
     for seed in budget.seeds:
         for arm in ARMS:
-            align_once(config_of(root, arm, seed, budget))
+            align_once(config_of(root, arm, seed, budget), root / ARMS[arm].reward)
 
 
 def main() -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from dina_lrm.report.figures import BLUE, GREEN, MUTED, RED, svg_figure
-from dina_lrm.report.html import document, paragraph, section
+from dina_lrm.report.html import document, paragraph, section, table
 from dina_lrm.runtime.files import atomic_write
 from studies.hacking.settings import ARMS
 
@@ -42,12 +41,6 @@ def write_page(results: dict[str, Any], root: Path, out: Path) -> Path:
     with atomic_write(page) as file:
         file.write(document("DiNa-LRM: the monitor against hacking", body).encode())
     return page
-
-
-def _table(heads: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
-    head = "".join(f"<th>{name}</th>" for name in heads)
-    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>\n" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>\n'
 
 
 def _fallen(results: dict[str, Any]) -> list[dict[str, Any]]:
@@ -135,7 +128,7 @@ def _runs(results: dict[str, Any]) -> str:
              "judge’s gain of what is kept, no judge")  # fmt: skip
     return section(
         "Runs",
-        _table(heads, rows),
+        table(heads, rows),
         paragraph("Beside an alarm: how far below its best the judge was at that measurement.", "quiet"),
     )
 
@@ -206,7 +199,7 @@ def _signs(results: dict[str, Any]) -> str:
             "Its value (median and range) in all measurements of all runs where the judge is within 0.05 sd of its best, and "
             "where it is more than 0.15 sd below it; and how often the second is the larger, of a pair drawn at random."
         ),
-        _table(("sign", "limit", "judge well", "judge falling", "told apart"), rows),
+        table(("sign", "limit", "judge well", "judge falling", "told apart"), rows),
     )
 
 
@@ -226,8 +219,11 @@ def _scales(results: dict[str, Any]) -> str:
              "false alarms, healthy measurements")  # fmt: skip
     return section(
         "Other limits",
-        paragraph("The rule without judges, all its limits times a number."),
-        _table(heads, map(cells, results["scales"])),
+        paragraph(
+            "The rule without judges, all its limits times a number, on the runs that did not choose them. Those share prompts, noise "
+            "and rewards with the runs that did: they are other runs, not another world."
+        ),
+        table(heads, map(cells, results["scales"])),
     )
 
 
@@ -255,5 +251,5 @@ def _grids(results: dict[str, Any]) -> str:
         paragraph(
             f"Lines drawn on real art, scored with period 16. Art without them: {plain['mean']:+.2f}, sd {plain['std']:.2f}."
         ),
-        _table(heads, rows),
+        table(heads, rows),
     )

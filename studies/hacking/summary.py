@@ -12,8 +12,9 @@ from dina_lrm.alignment.config import MonitorConfig
 from dina_lrm.alignment.measurement import Measurement
 from dina_lrm.alignment.monitor import Findings, Monitor
 from studies.hacking.settings import ARMS, Budget
+from studies.runs import measurements_of
 
-__all__ = ["CHOSEN_ON", "FALL", "SCALES", "measurements_of", "summarise"]
+__all__ = ["CHOSEN_ON", "FALL", "SCALES", "summarise"]
 
 # Standard deviations of the start's samples by which the judge may fall below its best before it counts as fallen: the
 # pictures of that moment look worn, not broken.
@@ -25,11 +26,6 @@ CHOSEN_ON = (0,)
 SCALES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)
 SIGNS = ("spread/reward", "profile/reward", "range/reward", "grid", "norm", "diversity", "distance")
 _LIMITS = ("spread", "profile", "range", "grid", "norm", "diversity", "distance")
-
-
-def measurements_of(run: Path) -> list[Measurement]:
-    """What a run measured, in order."""
-    return [Measurement.load(folder) for folder in sorted((run / "measurements").glob("step-*"))]
 
 
 def scaled(scale: float) -> MonitorConfig:
@@ -166,5 +162,5 @@ def summarise(root: Path, budget: Budget) -> dict[str, Any]:
         "judge_std": float(courses[0][1][0].judges["oracle"].std(correction=0)),
         "runs": rows,
         "signs": sign_rows(rows),
-        "scales": scale_rows(courses),
+        "scales": scale_rows([(row, course) for row, course in courses if row["seed"] not in CHOSEN_ON] or courses),
     }

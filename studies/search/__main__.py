@@ -17,20 +17,21 @@ import torch
 
 from dina_lrm.runtime.files import atomic_write
 from dina_lrm.worlds.locate import emoji_root
-from studies.search.live import FAMILIES, Arm, Run, prices_of, run
+from studies.runs import fingerprint
+from studies.search.live import BAND, FAMILIES, NOISE, Arm, Run, prices_of, run
 from studies.search.page import write_page
 from studies.search.pool import Emoji, Pool, World, held_out_prompts, sample_pool
 from studies.search.settings import FULL, QUICK, REWARD, Budget
-from studies.search.summary import choose, early_decision, ladder, live_rows, over_one
+from studies.search.summary import choose, early_decision, estimate, ladder, live_rows, over_one
 
 HERE = Path(__file__).parent
 
 
 def pools(world: World, root: Path, prompts: dict[str, list[str]], budget: Budget) -> dict[str, Pool]:
-    """One a split, sampled when first asked for."""
+    """One a split, sampled when first asked for of this reward, these prompts and sizes."""
     found = {}
     for split, asked in prompts.items():
-        path = root / f"pool-{split}.npz"
+        path = root / f"pool-{split}-{fingerprint(REWARD, asked, budget.steps, budget.pool)}.npz"
         if not path.is_file():
             sample_pool(world, asked, budget.steps, budget.pool).save(path)
         found[split] = Pool.load(path)
@@ -41,7 +42,7 @@ def live(
     world: World, root: Path, prompts: dict[str, list[str]], validation: Pool, budget: Budget
 ) -> list[tuple[Arm, Run, list[float]]]:
     """Of each family the arm that is best on validation: its run on test, and its gain over one sample on validation."""
-    path = root / "live.json"
+    path = root / f"live-{fingerprint(REWARD, prompts, budget.steps, BAND, NOISE)}.json"
     known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
     def ran(arm: Arm, split: str) -> Run:
@@ -57,7 +58,8 @@ def live(
     for arms in FAMILIES.values():
         tried = [ran(arm, "validation").utility for arm in arms]
         best = max(range(len(arms)), key=lambda place: float(np.mean(tried[place])))
-        found.append((arms[best], ran(arms[best], "test"), over_one(tried[best], validation)))
+        gain = estimate(over_one(tried[best], arms[best].start, validation))
+        found.append((arms[best], ran(arms[best], "test"), gain))
     return found
 
 
@@ -81,6 +83,7 @@ def summarise(world: World, root: Path, budget: Budget) -> dict[str, Any]:
         "early": early_decision(test),
         "ladder": ladder(test, budget.subsets),
         "choices": choose(validation, test, budget, prices.read),
+        "second look": choose(validation, test, budget, prices.read, readings=("clean",)),
         "live": live_rows(test, live(world, root, prompts, validation, budget), prices, budget),
     }
 

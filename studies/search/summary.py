@@ -17,7 +17,7 @@ from studies.search.settings import Budget
 
 __all__ = ["choose", "early_decision", "estimate", "ladder", "live_rows", "over_one"]
 
-BARRED = {"network passes": False, "passes and reads": True}
+COUNTED = {"network passes": False, "passes and reads": True}
 
 
 def estimate(values: np.ndarray) -> list[float]:
@@ -57,7 +57,9 @@ def ladder(pool: Pool, subsets: int) -> list[dict[str, Any]]:
     ]
 
 
-def choose(validation: Pool, test: Pool, budget: Budget, read: float) -> list[dict[str, Any]]:
+def choose(
+    validation: Pool, test: Pool, budget: Budget, read: float, readings: Sequence[str] = READINGS
+) -> list[dict[str, Any]]:
     """For each N and each way of counting: the schedule that gains most over best-of-N on validation, and its gain on test.
 
     Args:
@@ -65,44 +67,57 @@ def choose(validation: Pool, test: Pool, budget: Budget, read: float) -> list[di
         test: is asked once a row.
         budget: of the study.
         read: passes of the network that a read is worth.
+        readings: that schedules may use on the way.
     """
     rows = []
     for number in budget.finished:
         plain = Schedule(number)
-        base = {name: replay(pool, plain, budget.subsets) for name, pool in (("v", validation), ("t", test))}
-        for counted, with_reads in BARRED.items():
+        before, base = (replay(pool, plain, budget.subsets) for pool in (validation, test))
+        for counted, with_reads in COUNTED.items():
             price = read if with_reads else 0.0
             room = plain.cost(budget.steps, price)
-            tried = list(candidates(budget.steps, validation.sigmas, budget.pool, room, price))
-            gains = [replay(validation, one, budget.subsets) - base["v"] for one in tried]
+            found = candidates(budget.steps, validation.sigmas, budget.pool, room, price)
+            tried = [one for one in found if one.of in readings]
+            gains = [replay(validation, one, budget.subsets) - before for one in tried]
             best = int(np.argmax([gain.mean() for gain in gains]))
             chosen = tried[best]
-
-            def on_test(schedule: Schedule, base: np.ndarray = base["t"]) -> list[float]:
-                return estimate(replay(test, schedule, budget.subsets) - base)
-
+            by = {
+                "test": chosen,
+                "by chance": replace(chosen, of="random"),
+                "by the oracle": replace(chosen, of="oracle"),
+            }
             rows.append(
                 {
                     "finished": number,
                     "counted": counted,
                     "tried": len(tried),
+                    "at most": sum(one.start == budget.pool for one in tried),
                     "chosen": chosen.label(validation.sigmas),
                     "passes": chosen.passes(budget.steps),
                     "reads": chosen.reads(),
                     "cost": round(chosen.cost(budget.steps, price) / room, 3),
                     "validation": estimate(gains[best]),
-                    "test": on_test(chosen),
-                    "by chance": on_test(replace(chosen, of="random")),
-                    "by the oracle": on_test(replace(chosen, of="oracle")),
+                    **{name: estimate(replay(test, one, budget.subsets) - base) for name, one in by.items()},
                 }
             )
     return rows
 
 
+def over_one(utility: Sequence[float], start: int, pool: Pool) -> np.ndarray:
+    """Gain over one sample, `[q]`: over the mean of those that the search itself began as, which are the pool's first.
+
+    Args:
+        utility: of each prompt's picture.
+        start: samples that the search began with.
+        pool: of the same prompts and noises.
+    """
+    return np.array(utility) - pool.oracle[:, :start].mean(axis=1)
+
+
 def live_rows(
     test: Pool, found: Sequence[tuple[Arm, Run, list[float]]], prices: Prices, budget: Budget
 ) -> list[dict[str, Any]]:
-    """What was run, beside one sample and beside the best of as many as its operations pay for.
+    """What was run, beside one sample and beside best-of-N of the next lower and the next higher price.
 
     Args:
         test: pool of the same prompts.
@@ -110,24 +125,25 @@ def live_rows(
         prices: of reads and gradients.
         budget: of the study.
     """
-    rows = []
+    one, rows = test.oracle.mean(axis=1), []
     for arm, ran, validation in found:
-        price = prices.of(arm, ran)
-        equal = min(budget.pool, max(1, int(price / (budget.steps + prices.read))))
-        values, best = np.array(ran.utility), replay(test, Schedule(equal), budget.subsets)
+        price, gain = prices.of(arm, ran), over_one(ran.utility, arm.start, test)
+        cheaper = min(budget.pool - 1, max(1, int(price / (budget.steps + prices.read))))
+        rivals = {number: replay(test, Schedule(number), budget.subsets) - one for number in (cheaper, cheaper + 1)}
         rows.append(
             {
                 "label": arm.label,
                 "passes": round(price, 1),
                 "validation": validation,
-                "over one": estimate(values - test.oracle.mean(axis=1)),
-                "equal": equal,
-                "over best of equal": estimate(values - best),
+                "over one": estimate(gain),
+                "over best of": [
+                    {
+                        "finished": number,
+                        "passes": round(Schedule(number).cost(budget.steps, prices.read), 1),
+                        "gain": estimate(gain - rival),
+                    }
+                    for number, rival in rivals.items()
+                ],
             }
         )
     return rows
-
-
-def over_one(values: Sequence[float], pool: Pool) -> list[float]:
-    """Gain of utilities over one sample of the same prompts."""
-    return estimate(np.array(values) - pool.oracle.mean(axis=1))

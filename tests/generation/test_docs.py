@@ -34,7 +34,7 @@ class Pipeline:
 def test_the_lines_run(golden_model, capsys) -> None:
     pipeline = DiffusionPipeline.from_pretrained(PIPELINE)
     pipeline.set_progress_bar_config(disable=True)
-    names: dict[str, Any] = dict(torch=torch, model=golden_model, pipeline=pipeline)
+    names: dict[str, Any] = dict(model=golden_model, pipeline=pipeline)
     assert len(SNIPPETS) == 3
     for snippet in SNIPPETS:
         if "callback_on_step_end" in snippet:

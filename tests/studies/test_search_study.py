@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from dina_lrm.generation import prune
+from dina_lrm.generation import prune, state_at
 from dina_lrm.scoring.selection import Cut
 from dina_lrm.types import Conditioning
 from studies.search.live import FAMILIES, Arm, Prices, Run, prices_of, run
 from studies.search.page import write_page
-from studies.search.pool import Pool, held_out_prompts, sample_pool
+from studies.search.pool import Emoji, Pool, held_out_prompts, sample_pool
 from studies.search.schedules import Schedule, candidates, chance_of_the_best, replay
 from studies.search.settings import Budget
 from studies.search.summary import choose, early_decision, ladder, live_rows, over_one
@@ -36,12 +36,18 @@ class Toy:
         return Conditioning(torch.tensor([float(ord(p) % 5) / 10 for p in prompts]).view(-1, 1, 1), None)
 
     def judge(self, prompts):
-        return lambda state, prompt: state.noised_latents[:, :, 0].flatten(1).mean(dim=1)
+        """Each prompt likes another place; noise is held against a state."""
+        liked = torch.tensor([ord(p) % 4 for p in prompts])
+
+        def read(state, prompt):
+            flat = state.noised_latents.flatten(1)
+            return flat.gather(1, liked[prompt].unsqueeze(1))[:, 0] + flat.mean(dim=1) * (1 - state.sigma)
+
+        return read
 
     def noise(self, prompts, number):
-        return torch.cat(
-            [torch.randn(number, 2, 2, 2, generator=torch.Generator().manual_seed(ord(p))) for p in prompts]
-        )
+        seeds = [torch.Generator().manual_seed(ord(p)) for p in prompts]
+        return torch.cat([torch.randn(16, 2, 2, 2, generator=seed)[:number] for seed in seeds])
 
     def grid(self, steps):
         return torch.linspace(1, 0, steps + 1)
@@ -65,9 +71,8 @@ def test_replay_is_what_prune_does(pool: Pool, of: str, cuts: tuple[tuple[int, i
     halfway = prune(toy.field, noise, text, grid, toy.judge(PROMPTS), asked, of=of)
     kept = len(halfway.latents) // len(PROMPTS)
     # The last choice reads finished samples, whatever was read on the way.
-    last = (
-        toy.judge(PROMPTS)(type("Finished", (), {"noised_latents": halfway.latents}), None).view(-1, kept).argmax(dim=1)
-    )
+    rows = torch.arange(len(PROMPTS)).repeat_interleave(kept)
+    last = toy.judge(PROMPTS)(state_at(halfway.latents, 0.0), rows).view(-1, kept).argmax(dim=1)
     taken = halfway.latents.view(len(PROMPTS), kept, 2, 2, 2)[torch.arange(len(PROMPTS)), last]
     assert replay(pool, schedule, subsets=1) == pytest.approx(toy.utility(taken, PROMPTS).double().numpy(), abs=1e-6)
     assert schedule.passes(STEPS) * len(PROMPTS) == halfway.evaluations
@@ -122,7 +127,7 @@ def test_choices_rows_and_page(pool: Pool, tmp_path) -> None:
     ladders = ladder(test, 8)
     assert [row["finished"] for row in ladders] == [2, 4, 8]
     assert all(row["oracle"][0] >= row["reward"][0] for row in ladders)
-    found = [(arm, one, over_one([0.0] * len(PROMPTS), pool)) for arm, one in zip(arms, runs, strict=True)]
+    found = [(arm, one, [0.0, 0.0, 0.0]) for arm, one in zip(arms, runs, strict=True)]
     results = {
         "prompts": {"validation": 3, "test": 2},
         "steps": STEPS,
@@ -131,9 +136,15 @@ def test_choices_rows_and_page(pool: Pool, tmp_path) -> None:
         "early": early_decision(test),
         "ladder": ladders,
         "choices": rows,
+        "second look": choose(pool, test, budget, read=0.5, readings=("clean",)),
         "live": live_rows(test, found, Prices(0.5, 1.0, 2.0), budget),
     }
     assert results["early"][STEPS - 1]["final"][0] == 1  # the last state is the finished one
+    assert all("clean" in row["chosen"] or row["passes"] == STEPS for row in results["second look"])
+    assert [one["finished"] for one in results["live"][2]["over best of"]] == [
+        5,
+        6,
+    ]  # 24 passes and 24 reads are 36, a finished sample is 6.5
     page = write_page(results, tmp_path).read_text()
     assert "best-of-2" in page and "SMC of 4" in page and "nan" not in page
 
@@ -161,3 +172,14 @@ def test_pools_are_kept_whole(pool: Pool, tmp_path) -> None:
     assert all(
         np.array_equal(getattr(again, name), getattr(pool, name)) for name in ("sigmas", "state", "clean", "oracle")
     )
+
+
+def test_a_search_is_compared_with_the_samples_that_it_began_as(pool: Pool) -> None:
+    # Guidance that does nothing is its own first sample.
+    assert over_one(pool.oracle[:, 0].tolist(), 1, pool) == pytest.approx(0)
+    assert over_one(pool.oracle[:, :4].mean(axis=1).tolist(), 4, pool) == pytest.approx(0)
+
+
+def test_fewer_noises_of_a_prompt_are_the_first_of_more() -> None:
+    noise = Emoji.noise
+    assert torch.equal(noise(None, ["fox, noto style"], 16)[:4], noise(None, ["fox, noto style"], 4))

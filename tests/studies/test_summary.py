@@ -13,7 +13,7 @@ from dina_lrm.errors import DataError
 from dina_lrm.metrics import Estimate
 from studies.alignment.page import write_page
 from studies.alignment.settings import ALGORITHMS, QUICK, config_of
-from studies.alignment.summary import Curve, at, curve_of, reach, summarise
+from studies.alignment.summary import Curve, at, crossed_mean, curve_of, reach, summarise
 
 
 def curve(*gains: float) -> Curve:
@@ -25,7 +25,7 @@ def curve(*gains: float) -> Curve:
         [list(gains)],
         [1.0] * len(gains),
         [0.0] * len(gains),
-        torch.zeros(1),
+        torch.zeros(1, 1),
     )
 
 
@@ -83,12 +83,13 @@ def test_numbers_and_page_of_a_study(tmp_path) -> None:
     results = summarise(tmp_path, QUICK, {arm: {"latent": latent, "pixels": double} for arm in ALGORITHMS})
     against = results["rows"]["nft"]["pixels"]["against"]
     # The pixel-driven run ends at 0.2, where the latent one is after one of its two updates.
-    assert against["updates_to_reach"] == pytest.approx(1)
-    assert against["share_of_seconds"] == pytest.approx(1 / 8) and against["share_of_flops"] == pytest.approx(1 / 4)
+    assert against["last"] == pytest.approx({"updates": 1, "seconds": 1 / 8, "flops": 1 / 4})
+    assert against["best"] == pytest.approx({"update": 2, "updates": 1, "seconds": 1 / 8, "flops": 1 / 4})
     assert against["share_of_bytes"] == pytest.approx(1 / 2)
     assert against["lead"] == [0.2, 0.2, 0.2]  # every prompt gained 0.4 in the one, 0.2 in the other
     # As many operations as the latent run has spent in all are one update of the other: half of its gain.
     assert against["at_equal_flops"] == {"latent": 0.4, "pixels": 0.1}
+    results["second_round"] = {"latent update-30": [-0.14, -0.23, -0.06]}
     results["rewards"] = {
         "accuracy": [
             {"reward": "latent", "accuracy": {"test": [69.0, 66.0, 72.0]}},
@@ -108,3 +109,13 @@ def test_numbers_and_page_of_a_study(tmp_path) -> None:
         "<td>1.00</td><td>2.00</td>" in page and "<td>2.00</td><td>4.00</td>" in page
     )  # a rival pays for the decoder too
     assert "Flow-GRPO" in page and "+0.400" in page and "39.1 and 80.4" in page and not math.isnan(one.judge[1].low)
+
+
+def test_an_interval_over_seeds_and_prompts() -> None:
+    generator = torch.Generator().manual_seed(0)
+    prompts, seeds = torch.randn(400, generator=generator), torch.tensor([-0.5, 0.0, 0.5])
+    same = crossed_mean(prompts.double().expand(3, -1))
+    # Seeds that agree add nothing: the interval is that of the mean over prompts.
+    assert same.high - same.low == pytest.approx(2 * 1.96 * float(prompts.std()) / 20, rel=0.1)
+    apart = crossed_mean((prompts + seeds[:, None]).double())
+    assert apart.value == pytest.approx(same.value, abs=1e-6) and apart.high - apart.low > 3 * (same.high - same.low)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from html import escape
 from importlib.resources import files
 
-__all__ = ["document", "duration", "paragraph", "section", "tile"]
+__all__ = ["document", "duration", "paragraph", "section", "table", "tile"]
 
 
 def document(title: str, body: str) -> str:
@@ -33,6 +34,13 @@ def paragraph(text: str, kind: str = "") -> str:
 def tile(what: str, number: str, explained: str) -> str:
     """One number, large."""
     return f'<div class="tile"><span class="what">{what}</span><b>{number}</b><span>{explained}</span></div>\n'
+
+
+def table(heads: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    """Cells that are HTML already, in a box of its own where they are wider than the page."""
+    head = "".join(f"<th>{name}</th>" for name in heads)
+    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>\n" for row in rows)
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>\n'
 
 
 def duration(seconds: float) -> str:
