@@ -36,6 +36,8 @@ class Arm:
         learning_rate: of AdamW.
         kl: pull towards the generator as it was.
         sigmas: levels of the reward.
+        updates: of a run.
+        every: updates between two measurements.
     """
 
     label: str
@@ -44,11 +46,14 @@ class Arm:
     learning_rate: float
     kl: float
     sigmas: tuple[float, ...]
+    updates: int = 54
+    every: int = 6
 
 
 ARMS = {
     "single": Arm("naive reward, one level, no pull", True, NAIVE, 3e-4, 0.0, SINGLE),
-    "fast": Arm("seasoned reward, three levels, no pull, high rate", True, SEASONED, 1e-3, 0.0, SEVERAL),
+    # At this rate six updates are enough to go from well to ruined: what is measured so seldom cannot be caught.
+    "fast": Arm("seasoned reward, three levels, no pull, high rate", True, SEASONED, 1e-3, 0.0, SEVERAL, 24, 2),
     "pulled": Arm("naive reward, strong pull", False, NAIVE, 3e-4, 10.0, SINGLE),
     "recipe": Arm("seasoned reward, as in recipes/align_emoji_refl", False, SEASONED, 2e-4, 0.1, SEVERAL),
 }
@@ -60,14 +65,14 @@ class Budget:
 
     Attributes:
         seeds: of each arm.
-        updates: of a run.
-        every: updates between two measurements.
+        updates: of a run; None takes the arm's own.
+        every: updates between two measurements; None likewise.
         prompts: held out, two samples each.
     """
 
     seeds: tuple[int, ...] = (0, 1, 2)
-    updates: int = 54
-    every: int = 6
+    updates: int | None = None
+    every: int | None = None
     prompts: int = 48
 
 
@@ -96,11 +101,11 @@ def config_of(root: Path, arm: str, seed: int, budget: Budget) -> AlignConfig:
         max_sequence_length=1,  # the world's T5 is empty
         optimiser=OptimiserConfig(learning_rate=how.learning_rate, weight_decay=0.0),
         prompts_per_update=8,
-        num_updates=budget.updates,
+        num_updates=budget.updates or how.updates,
         device="cpu",
         seed=seed,
         evaluation=EvaluationConfig(
-            every=budget.every,
+            every=budget.every or how.every,
             prompts=FactoryPromptsConfig(make=prompts, options={"split": "test"}),
             num_prompts=budget.prompts,
             judges=(FactoryRewardConfig(name="oracle", make="dina_lrm.worlds.emoji:emoji_scorer"),),
