@@ -145,32 +145,36 @@ def _share(value: float | None) -> str:
 
 
 def _table(results: Row) -> str:
-    heads = ("algorithm", "reward", "judge, equal updates", "DiNa-LRM leads by", "judge, equal operations",
-             "DiNa-LRM is where that run ends after: seconds", "operations", "and where it is best", "bytes of an update")  # fmt: skip
-    lines: list[list[str]] = []
-    for arm, rewards in results["rows"].items():
-        for reward, row in rewards.items():
-            cells = [f"<b>{ALGORITHMS[arm].label}</b>", REWARDS[reward].label, _number(row["judge"][-1])]
-            against = row.get("against")
-            if against is None:
-                cells += ["", f"{row['judge'][-1][0]:+.3f}", "", "", "", ""]
-            else:
-                last, best = against["last"], against["best"]
-                cells += [_number(against["lead"]), f"{against['at_equal_flops'][reward]:+.3f}"]
-                cells += [_share(last["seconds"]), _share(last["flops"])]
-                cells += [
-                    f"{_share(best['flops'])} <span class='ends'>of its first {best['update']} updates’ operations</span>"
-                ]
-                cells += [_share(against["share_of_bytes"])]
-            lines.append(cells)
+    heads = ("algorithm", "judge, DiNa-LRM", "judge, {}", "lead at equal updates", "{}, equal operations",
+             "its end is reached in seconds", "operations", "its best, operations", "bytes")  # fmt: skip
+    tables = []
+    for reward in _rewards(results)[1:]:
+        lines = []
+        for arm, rewards in results["rows"].items():
+            against = rewards[reward]["against"]
+            last, best = against["last"], against["best"]
+            of = f" <span class='ends'>of {best['update']} updates’</span>" if best["update"] else ""
+            lines.append(
+                (
+                    f"<b>{ALGORITHMS[arm].label}</b>",
+                    *(_number(rewards[name]["judge"][-1]) for name in ("latent", reward)),
+                    _number(against["lead"]),
+                    f"{against['at_equal_flops'][reward]:+.3f}",
+                    *(_share(share) for share in (last["seconds"], last["flops"])),
+                    _share(best["flops"]) + of,
+                    _share(against["share_of_bytes"]),
+                )
+            )
+        tables.append(table([head.format(REWARDS[reward].label) for head in heads], lines))
     note = paragraph(
         "Leads: seed by seed and prompt by prompt. Equal operations: the pixel-driven run after as many as the latent one has spent "
-        "in all. Shares of the pixel-driven run’s seconds and operations after which the judge’s mean under DiNa-LRM first equals "
-        "that run’s last mean, or its best; where that is below 0, the generator was there before the first update. Each reward was "
-        "trained once, so leads are of these rewards.",
+        "in all. Its end, its best: the share of the pixel-driven run’s seconds and operations after which the judge’s mean under "
+        "DiNa-LRM first equals that run’s last mean, or its best one; where that is not above 0, the generator was there at "
+        "once. Bytes: of an update at its peak, weights included, as a share. Each reward was trained once, so leads are of these "
+        "rewards.",
         "quiet",
     )
-    return table(heads, lines) + note
+    return "".join(tables) + note
 
 
 def _rewards_table(rewards: Row) -> str:
@@ -195,7 +199,7 @@ def _rewards_table(rewards: Row) -> str:
         name = "DiNa-LRM" if row["reward"] == "latent" else f"pixel {row['reward']}"
         lines.append(f"<tr><th>{name}</th>{''.join(cells)}</tr>")
     note = paragraph(
-        "Operations are of one picture, the decoder’s with the rivals’; the latent reward’s text is encoded before, as it is in a run. "
+        "Operations are of one picture at the levels that runs ask at, the decoder’s with the rivals’; text is encoded before, for all. "
         "All three learned from the same two rounds of preferences; a rival’s weights are those of its best validation "
         "accuracy on the way. Accuracy is of the decided pairs that nobody trained on.",
         "quiet",
@@ -300,4 +304,4 @@ def _inline(path: Path) -> str:
     with Image.open(path) as picture:
         picture.convert("RGB").save(file, "WEBP", quality=70)
     data = base64.b64encode(file.getvalue()).decode()
-    return f'<img style="width: 100%" src="data:image/webp;base64,{data}" alt="samples" loading="lazy">'
+    return f'<img style="width: 100%" src="data:image/webp;base64,{data}" alt="samples">'
