@@ -191,7 +191,9 @@ class LearningTests:
         loaded = load_model(tmp_path / "once", base=nameless)
         save_model(tmp_path / "again", loaded.network, loaded.config)
         assert files(tmp_path / "once") == files(tmp_path / "again")
-        assert same(loaded.network.backbone.features(state, conditioning), backbone.features(state, conditioning))
+        # The weights are the same bits (the files are); what MKL makes of them may depend on where they lie in memory.
+        found = loaded.network.backbone.features(state, conditioning)
+        assert furthest(found, backbone.features(state, conditioning)) < 1e-5
         assert not same(backbone.features(state, conditioning), features)
         assert same(bystander.features(state, conditioning), features)
 
