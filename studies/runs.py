@@ -11,9 +11,10 @@ from dina_lrm.alignment.measurement import Measurement
 from dina_lrm.errors import ConfigError
 from dina_lrm.runtime.files import atomic_write
 
-__all__ = ["align_once", "fingerprint", "measurements_of"]
+__all__ = ["SMALL", "align_once", "fingerprint", "measurements_of"]
 
 MARK = "weights.txt"
+SMALL = "<b>A small run, to see that all of it works: its numbers say nothing, and some sentences here are about the full one.</b>"
 
 
 def fingerprint(*parts: object) -> str:

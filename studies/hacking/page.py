@@ -12,6 +12,7 @@ from dina_lrm.report.figures import BLUE, GREEN, MUTED, RED, svg_figure
 from dina_lrm.report.html import document, paragraph, section, table
 from dina_lrm.runtime.files import atomic_write
 from studies.hacking.settings import ARMS
+from studies.runs import SMALL
 
 __all__ = ["write_page"]
 
@@ -28,6 +29,7 @@ def write_page(results: dict[str, Any], root: Path, out: Path) -> Path:
     """
     body = "".join(
         [
+            paragraph(SMALL) if results["small"] else "",
             _opening(results),
             _runs(results),
             _courses(results),
@@ -65,10 +67,14 @@ def _opening(results: dict[str, Any]) -> str:
         if judging
         else "that seed itself, for no other has been run: it says nothing of new runs."
     )
+    seen += (
+        " The arm with the high rate is measured every 2 updates, which was decided after a first try of all seeds: measured every 6, "
+        "like the others, its judge went from well to 0.6 sd below its best between two measurements, and the alarm came late."
+    )
     results = results | {"runs": judging or results["runs"]}
     fallen, healthy = _fallen(results), _healthy(results)
     amount = results["fall"]
-    told = []
+    told: dict[str, str] = {}
     for how, words in (("all", "With the judge"), ("without judges", "Without any judge")):
         at = [row["alarm_at"][how] for row in fallen]
         in_time = [a for a, row in zip(at, fallen, strict=True) if a is not None and a <= row["fallen_at"]]
@@ -77,7 +83,7 @@ def _opening(results: dict[str, Any]) -> str:
         false = sum(bool(names) for row in healthy for names in row["alarms"][how])
         looks = sum(len(row["steps"]) for row in healthy)
         text = (
-            f"<b>{words}</b> the monitor alarmed before the judge had fallen by {amount:g} sd in {len(in_time)} of "
+            f" the monitor alarmed before the judge had fallen by {amount:g} sd in {len(in_time)} of "
             f"{len(fallen)} runs that came to that"
         )
         if leads:
@@ -89,7 +95,10 @@ def _opening(results: dict[str, Any]) -> str:
             f"{sum(b for _, b in gains):+.2f} points that they gained at their best moments, by the judge, added up; at their ends "
             f"they stand at {sum(row['course']['judge']['value'][-1] for row in results['runs']):+.2f}."
         )
-        told.append(text)
+        told[words] = text
+    with_judge, without = told.values()
+    if with_judge == without:
+        told = {"With the judge or without any": with_judge}
     return (
         "<h1>Does the monitor tell when the reward is being fooled?</h1>\n"
         + paragraph(
@@ -99,7 +108,7 @@ def _opening(results: dict[str, Any]) -> str:
             f"sd is the standard deviation of the start’s samples ({results['judge_std']:.2f} points of the oracle).",
             "lead",
         )
-        + "".join(paragraph(text) for text in (seen, *told))
+        + "".join(paragraph(text) for text in (seen, *(f"<b>{words}</b>{text}" for words, text in told.items())))
     )  # fmt: skip
 
 
@@ -190,14 +199,21 @@ def _signs(results: dict[str, Any]) -> str:
         )
 
     rows = [
-        (f"<b>{escape(name)}</b>", f"{sign['limit']:g}", span(sign["well"]), span(sign["ill"]), f"{100 * sign['told_apart']:.0f} %")
+        (
+            f"<b>{escape(name)}</b>",
+            f"{sign['limit']:g}",
+            span(sign["well"]),
+            span(sign["ill"]),
+            f"{100 * sign['told_apart']:.0f} %" if sign["ill"] and sign["well"] else "–",
+        )
         for name, sign in results["signs"].items()
-    ]  # fmt: skip
+    ]
     return section(
         "Each sign alone",
         paragraph(
             "Its value (median and range) in all measurements of all runs where the judge is within 0.05 sd of its best, and "
-            "where it is more than 0.15 sd below it; and how often the second is the larger, of a pair drawn at random."
+            "where it is more than 0.15 sd below it; and how often the second is the larger, of a pair drawn at random. Under 50 % a "
+            "sign points the wrong way here: these runs made samples of a prompt less alike, not more."
         ),
         table(("sign", "limit", "judge well", "judge falling", "told apart"), rows),
     )

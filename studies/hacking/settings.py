@@ -55,7 +55,7 @@ ARMS = {
     # At this rate six updates are enough to go from well to ruined: what is measured so seldom cannot be caught.
     "fast": Arm("seasoned reward, three levels, no pull, high rate", True, SEASONED, 1e-3, 0.0, SEVERAL, 24, 2),
     "pulled": Arm("naive reward, strong pull", False, NAIVE, 3e-4, 10.0, SINGLE),
-    "recipe": Arm("seasoned reward, as in recipes/align_emoji_refl", False, SEASONED, 2e-4, 0.1, SEVERAL),
+    "recipe": Arm("seasoned reward, as recipes/align_emoji_refl but longer", False, SEASONED, 2e-4, 0.1, SEVERAL),
 }
 
 

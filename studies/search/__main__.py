@@ -77,6 +77,7 @@ def summarise(world: World, root: Path, budget: Budget) -> dict[str, Any]:
     prices = prices_of(world, prompts["validation"][0], budget.steps)
     return {
         "prompts": {split: len(asked) for split, asked in prompts.items()},
+        "small": budget == QUICK,
         "steps": budget.steps,
         "pool": budget.pool,
         "read": round(prices.read, 3),

@@ -9,6 +9,7 @@ from typing import Any
 from dina_lrm.report.figures import BLUE, GREEN, MUTED, svg_figure
 from dina_lrm.report.html import document, paragraph, section, table
 from dina_lrm.runtime.files import atomic_write
+from studies.runs import SMALL
 
 __all__ = ["write_page"]
 
@@ -26,6 +27,7 @@ def write_page(results: Row, out: Path) -> Path:
     body = "".join(
         [
             "<h1>Does it pay to judge a sample before it is finished?</h1>\n",
+            paragraph(SMALL) if results["small"] else "",
             paragraph(_opening(results), "lead"),
             section("Pruning against best-of-N", _choices(results)),
             section("What a state tells, over sigma", _early(results)),
@@ -93,6 +95,7 @@ def _choices(results: Row) -> str:
 
     note = paragraph(
         "Gains in the oracle’s points over best-of-N, pair by pair; both choose the last by the same reading of finished samples. "
+        "Beside a schedule stands of how many it was chosen. "
         "The gain on validation is the best of many and so too high; the one on test is not. The last two columns keep the "
         f"schedule and change who cuts. No schedule begins more than {results['pool']} samples, which "
         f"{results['choices'][-1]['at most']} of the {results['choices'][-1]['tried']} in the last row come up against.",
@@ -140,7 +143,8 @@ def _early(results: Row) -> str:
         f"After the first step, at sigma {first['sigma']:.2f}, the predicted clean latents already tell the oracle’s favourite in "
         f"{100 * first['oracle'][0]:.1f} % of couples; of the finished samples the reward tells it in {100 * last:.1f} %. What "
         "limits pruning here is not that states are noisy but that this reward hardly tells samples of one prompt apart, "
-        "perhaps because most pairs that it learned from differ by more."
+        "perhaps because most pairs that it learned from differ by more. (At sigma 0 the right plot compares the final verdict with "
+        "itself: a finished picture is read as the score is, noised to 0.4, and a state just above 0 as it stands.)"
     )
     return f'{told}{key}<div class="plots">{figures}</div>\n'
 

@@ -57,6 +57,10 @@ def test_pruning_finishes_few_and_shows_what_the_others_would_have_become(dina, 
     assert ran.status == 0, ran.err
     *rows, cost = map(json.loads, ran.out.splitlines())
     kept = [(choice["candidates"], choice["kept"]) for choice in cost["choices"]]
+    for choice, following in zip(cost["choices"], cost["choices"][1:], strict=False):
+        assert (
+            set(choice["kept_ids"]) <= set(choice["candidate_ids"]) and choice["kept_ids"] == following["candidate_ids"]
+        )
     assert kept == [(6, 4), (4, 2), (2, 2)]
     passes = 6 * 1 + 4 * 1 + 2 * 2 if cost["choices"][1]["sigma"] > 0.4 else 6 * 1 + 4 * 2 + 2 * 1
     assert (cost["network_passes"], cost["network_passes_of_all"], cost["states_read"]) == (passes, 24, 12)
@@ -111,6 +115,19 @@ def test_the_clean_picture_may_be_read_in_place_of_the_state(dina, tmp_path: Pat
     assert [len(row) for row in rewards["state"]] == [4, 1]
     assert rewards["state"][0] != pytest.approx(rewards["clean"][0], abs=1e-3)
     assert rewards["unsaid"] == rewards["clean"]
+
+
+def test_an_earlier_call_leaves_nothing_that_could_be_taken_for_this_one(dina, tmp_path: Path) -> None:
+    (tmp_path / "mine.png").write_bytes(b"mine")
+    assert (
+        dina(
+            "sample", "--prompt", "a red fox", *CHOOSING, "--prune", "--start", 4, "--num", 2, "--out", tmp_path
+        ).status
+        == 0
+    )
+    assert {path.name for path in tmp_path.iterdir()} == {"01.png", "02.png", "pruned.png", "mine.png"}
+    assert dina("sample", "--prompt", "a red fox", *TINY, "--num", 1, "--out", tmp_path).status == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"01.png", "mine.png"}
 
 
 def trained(folder: Path) -> Path:

@@ -88,6 +88,8 @@ def test_the_page_says_so(results, tmp_path) -> None:
     pytest.importorskip("matplotlib")
     grids = [{"period": None, "strength": 0, "mean": 0.0, "std": 0.2}]
     grids += [{"period": 8, "strength": 4, "mean": 1.0, "shift": 3.0, "told_apart": 0.9}]
-    page = write_page(results | {"grids": grids}, tmp_path, tmp_path / "page").read_text(encoding="utf-8")
+    page = write_page(results | {"grids": grids, "small": False}, tmp_path, tmp_path / "page").read_text(
+        encoding="utf-8"
+    )
     assert "0.25 sd in 1 of 1 runs that came to that, 5 updates ahead" in page
     assert "in 0 of 6 measurements of the 3 runs that did not" in page

@@ -130,6 +130,7 @@ def test_choices_rows_and_page(pool: Pool, tmp_path) -> None:
     found = [(arm, one, [0.0, 0.0, 0.0]) for arm, one in zip(arms, runs, strict=True)]
     results = {
         "prompts": {"validation": 3, "test": 2},
+        "small": True,
         "steps": STEPS,
         "pool": NUMBER,
         "read": 0.5,
@@ -146,7 +147,7 @@ def test_choices_rows_and_page(pool: Pool, tmp_path) -> None:
         6,
     ]  # 24 passes and 24 reads are 36, a finished sample is 6.5
     page = write_page(results, tmp_path).read_text()
-    assert "best-of-2" in page and "SMC of 4" in page and "nan" not in page
+    assert "A small run" in page and "best-of-2" in page and "SMC of 4" in page and "nan" not in page
 
 
 def test_prices() -> None:

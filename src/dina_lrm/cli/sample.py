@@ -355,6 +355,11 @@ def _written(studio: _Studio, found: Found, out: Path, prompt: str) -> list[dict
                 "reward": None if math.isnan(reward) else reward,
             }
         )
+    # What an earlier call left under the same names would be taken for this one's.
+    for path in out.glob("[0-9][0-9].png"):
+        if int(path.stem) > len(rows):
+            path.unlink()
+    (out / "pruned.png").unlink(missing_ok=True)
     if found.selections:
         from dina_lrm.report.pruning import pruning_picture
 
@@ -398,7 +403,9 @@ def _tell(
             "sigma": round(selection.sigma, 6),
             "candidates": len(selection.candidates),
             "kept": len(selection.kept),
+            "candidate_ids": selection.candidates.tolist(),
             "rewards": [None if math.isnan(reward) else reward for reward in selection.reward.tolist()],
+            "kept_ids": selection.candidates[selection.kept].tolist(),
         }
         for selection in found.selections
     ]

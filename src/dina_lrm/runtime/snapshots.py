@@ -107,7 +107,7 @@ def choose_snapshot(folder: Path, resume: Path | Literal["auto"] | None) -> Snap
     if resume is None and found:
         raise ConfigError(
             f"{folder} holds checkpoints of an earlier run up to step {found[-1].step}; "
-            'resume it with resume="auto", or choose another out'
+            'resume it with resume="auto" (--resume auto), or choose another out'
         )
     return found[-1] if found else None
 
