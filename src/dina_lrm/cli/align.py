@@ -27,8 +27,8 @@ def align(
     found = Aligner(config, on_evaluation=_draw).run(resume_of(resume))
     if found.stopped is not None:
         print(f"the monitor {found.stopped}", file=sys.stderr)
+    page = config.out / "index.html"
     if as_json:
-        page = config.out / "index.html"
         print_json(
             {
                 "adapter": str(found.adapter),
@@ -38,8 +38,10 @@ def align(
                 "page": str(page) if page.exists() else None,
             }
         )
-    else:
-        print(found.adapter)
+        return
+    if page.exists():
+        print(f"the page: {page}", file=sys.stderr)
+    print(found.adapter)
 
 
 def _draw(out: Path) -> None:

@@ -1,0 +1,36 @@
+"""`dina-lrm align`: where the adapter is goes to stdout, everything else to stderr or JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+SMALL = ("--set", "num_updates=1", "--set", "prompts_per_update=1", "--set", "evaluation.num_prompts=2")
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("align") / "run"
+
+
+def test_it_ends_with_the_adapter_and_says_where_the_page_is(dina, out: Path) -> None:
+    ran = dina("align", "recipes.align_emoji_refl", *SMALL, "--out", out)
+    assert ran.status == 0, ran.err
+    assert ran.out.splitlines() == [str(out / "adapter")]
+    assert f"the page: {out / 'index.html'}" in ran.err
+    assert (out / "adapter" / "pytorch_lora_weights.safetensors").is_file() and (out / "index.html").is_file()
+
+
+def test_a_run_is_not_mixed_with_an_earlier_one_and_goes_on_when_asked(dina, out: Path) -> None:
+    again = dina("align", "recipes.align_emoji_refl", *SMALL, "--out", out)
+    assert again.status == 2 and "--resume auto" in again.err
+    other = dina("align", "recipes.align_emoji_refl", *SMALL, "--set", "seed=7", "--out", out, "--resume", "auto")
+    assert other.status == 2 and "seed" in other.err
+    on = dina("align", "recipes.align_emoji_refl", *SMALL, "--out", out, "--resume", "auto", "--json")
+    assert on.status == 0, on.err
+    told = json.loads(on.out.splitlines()[-1])
+    assert (
+        told["adapter"] == str(out / "adapter") and told["page"] == str(out / "index.html") and told["stopped"] is None
+    )
