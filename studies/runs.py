@@ -8,12 +8,16 @@ from pathlib import Path
 
 from dina_lrm.alignment import AlignConfig, Aligner
 from dina_lrm.alignment.measurement import Measurement
+from dina_lrm.cli.recipes import find_recipe
+from dina_lrm.config import apply_overrides
 from dina_lrm.errors import ConfigError
 from dina_lrm.runtime.files import atomic_write
+from dina_lrm.training import TrainConfig, Trainer
 
-__all__ = ["SMALL", "align_once", "fingerprint", "measurements_of"]
+__all__ = ["SMALL", "align_once", "fingerprint", "measurements_of", "train_once"]
 
 MARK = "weights.txt"
+QUICKLY = ("num_steps=6", "validation.every=0")
 SMALL = "<b>A small run, to see that all of it works: its numbers say nothing, and some sentences here are about the full one.</b>"
 
 
@@ -54,6 +58,22 @@ def align_once(config: AlignConfig, reward: Path) -> None:
             file.write(weights.encode())
         print(config.out.name, flush=True)
         Aligner(config).run(resume="auto")
+
+
+def train_once(out: Path, recipe: str, quick: bool, *changes: str) -> Path:
+    """A reward model of a recipe, trained when first asked for; its folder.
+
+    Args:
+        out: of the training.
+        recipe: by name.
+        quick: a few steps, to see that it works.
+        changes: of the recipe, as `--set` takes them.
+    """
+    model = out / "model"
+    if not (model / "config.json").is_file():
+        asked = [f"out={out}", *changes, *(QUICKLY if quick else ())]
+        Trainer(apply_overrides(find_recipe(recipe, TrainConfig), asked)).run(resume="auto")
+    return model
 
 
 def measurements_of(run: Path) -> list[Measurement]:

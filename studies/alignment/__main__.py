@@ -17,12 +17,9 @@ from typing import Any
 import torch
 
 from dina_lrm.alignment import LatentRewardConfig
-from dina_lrm.cli.recipes import find_recipe
-from dina_lrm.config import apply_overrides
 from dina_lrm.data import PreferenceData
 from dina_lrm.demo.align_settings import LEVELS
 from dina_lrm.runtime.files import atomic_write
-from dina_lrm.training import TrainConfig, Trainer
 from dina_lrm.worlds.locate import emoji_root
 from studies.alignment.costs import measure_costs
 from studies.alignment.page import write_page
@@ -33,9 +30,8 @@ from studies.alignment.scales import measure_scales
 from studies.alignment.second_round import climb, second_round, standing
 from studies.alignment.settings import ALGORITHMS, FULL, QUICK, REWARDS, Budget, config_of, rival_config
 from studies.alignment.summary import summarise
-from studies.runs import align_once, fingerprint
+from studies.runs import align_once, fingerprint, train_once
 
-QUICKLY = ["num_steps=6", "validation.every=0"]
 RESULTS = Path(__file__).parent / "results" / "alignment.json"
 
 
@@ -43,26 +39,17 @@ def train_rewards(root: Path, quick: bool, rivals: bool) -> None:
     """A reward of each kind from the first round; the second round of preferences, on what fooled either; then all rewards from
     the two rounds together.
     """
-    changes = QUICKLY if quick else []
-    first = _trained(root / "first", "emoji_thurstone", changes)
+    first = train_once(root / "first", "emoji_thurstone", quick)
     train_rivals(root / "first-rival", emoji_root() / "preferences", ["small"], quick)
     adapters = [
         *climb(root / "fooled" / "latent", LatentRewardConfig(model=str(first), sigmas=LEVELS))[1:],
         *climb(root / "fooled" / "pixels", rival_config(root / "first-rival" / "rival-small"))[1:],
     ]
     second_round(root / "preferences", adapters, 12 if quick else 450)
-    _trained(root / "reward", "emoji_reward", [f"data={root / 'preferences'}", *changes])
+    train_once(root / "reward", "emoji_reward", quick, f"data={root / 'preferences'}")
     if rivals:
         train_rivals(root, root / "preferences", list(SIZES), quick)
         measure_scales(root, 8 if quick else 256)
-
-
-def _trained(out: Path, recipe: str, changes: list[str]) -> Path:
-    model = out / "model"
-    if not (model / "config.json").is_file():
-        config = apply_overrides(find_recipe(recipe, TrainConfig), [f"out={out}", *changes])
-        Trainer(config).run(resume="auto")
-    return model
 
 
 def run_all(root: Path, budget: Budget, arms: Iterable[str]) -> None:

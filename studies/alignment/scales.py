@@ -21,6 +21,7 @@ from dina_lrm.worlds.emoji import emoji_prompts
 from dina_lrm.worlds.locate import emoji_root
 from studies.alignment.rival import SIZES, Rival
 from studies.alignment.second_round import Source, draw
+from studies.runs import fingerprint
 
 __all__ = ["measure_scales", "weight_of"]
 
@@ -29,13 +30,15 @@ NAME = "scales.json"
 
 @torch.no_grad()
 def measure_scales(root: Path, num_prompts: int) -> None:
-    """Standard deviation of each reward within two samples of each of some training prompts; measured once.
+    """Standard deviation of each reward within two samples of each of some training prompts; measured when first asked for of
+    these weights.
 
     Args:
         root: folder of the study, where all rewards are trained.
         num_prompts: how many.
     """
-    if (root / NAME).is_file():
+    of = fingerprint(root / "reward" / "model", *(root / f"rival-{size}" for size in SIZES), num_prompts)
+    if (root / NAME).is_file() and json.loads((root / NAME).read_text(encoding="utf-8")).get("of") == of:
         return
     prompts = [prompt for prompt in evenly(emoji_prompts("train"), num_prompts) for _ in range(2)]
     latents = draw([Source(4, 1.0), Source(4, 1.0)], prompts[::2], seed=1)[0].flatten(0, 1)
@@ -47,7 +50,7 @@ def measure_scales(root: Path, num_prompts: int) -> None:
     rewards |= {f"rival-{size}": Rival.from_folder(root / f"rival-{size}")(pixels, prompts) for size in SIZES}
     found = {name: float(reward.view(-1, 2).var(dim=1).mean().sqrt()) for name, reward in rewards.items()}
     with atomic_write(root / NAME) as file:
-        file.write(json.dumps(found, indent=1).encode())
+        file.write(json.dumps({"of": of, **found}, indent=1).encode())
 
 
 def weight_of(root: Path, rival: str) -> float:

@@ -1,7 +1,7 @@
-"""A second round of preferences: on what policies draw that have fooled the rewards of the first round.
+"""A second round of preferences: on what policies draw that have climbed the rewards of the first round.
 
 A reward that has only seen other people's samples is fooled by directions that none of them shows. So first-round rewards, one
-on latents and one on pixels, are climbed without restraint, until what they like is no longer what people like; those policies'
+on latents and one on pixels, are climbed without restraint, towards what they like and people need not; those policies'
 samples, beside the generator's own at several step counts and guidances, are put to the vote of the same annotators. All rewards
 of the study then learn from the first round and the second together: the very same pairs.
 """

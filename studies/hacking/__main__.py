@@ -13,27 +13,14 @@ from pathlib import Path
 
 import torch
 
-from dina_lrm.cli.recipes import find_recipe
-from dina_lrm.config import apply_overrides
 from dina_lrm.runtime.files import atomic_write
-from dina_lrm.training import TrainConfig, Trainer
 from studies.hacking.grids import grid_rows
 from studies.hacking.page import write_page
 from studies.hacking.settings import ARMS, FULL, QUICK, Budget, config_of
 from studies.hacking.summary import summarise
-from studies.runs import align_once
+from studies.runs import align_once, train_once
 
 HERE = Path(__file__).parent
-
-
-def train_reward(root: Path, quick: bool) -> None:
-    """The reward model that is fooled, by the demo's recipe; a few steps of it where only the machinery is to be seen."""
-    out = root / "dina-lrm"
-    if not (out / "model" / "config.json").is_file():
-        config = find_recipe("emoji_thurstone", TrainConfig)
-        changes = ["num_steps=6", "validation.every=0"] if quick else []
-        config = apply_overrides(config, [f"out={out}", *changes])
-        Trainer(config).run(resume="auto")
 
 
 def run_all(root: Path, budget: Budget) -> None:
@@ -55,7 +42,7 @@ def main() -> None:
     root = chosen.out or Path("runs/study-hacking-quick" if chosen.quick else "runs/study-hacking")
     budget = QUICK if chosen.quick else FULL
     if not chosen.page:
-        train_reward(root, chosen.quick)
+        train_once(root / "dina-lrm", "emoji_thurstone", chosen.quick)
         run_all(root, budget)
     results = summarise(root, budget) | {"grids": grid_rows(), "small": chosen.quick}
     where = root / "results.json" if chosen.quick else HERE / "results" / "hacking.json"

@@ -5,25 +5,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
-
 SMALL = ("--set", "num_updates=1", "--set", "prompts_per_update=1", "--set", "evaluation.num_prompts=2")
 
 
-@pytest.fixture(scope="module")
-def out(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("align") / "run"
-
-
-def test_it_ends_with_the_adapter_and_says_where_the_page_is(dina, out: Path) -> None:
+def test_it_ends_with_the_adapter_and_says_where_the_page_is_and_goes_on_when_asked(dina, tmp_path: Path) -> None:
+    out = tmp_path / "run"
     ran = dina("align", "recipes.align_emoji_refl", *SMALL, "--out", out)
     assert ran.status == 0, ran.err
     assert ran.out.splitlines() == [str(out / "adapter")]
     assert f"the page: {out / 'index.html'}" in ran.err
     assert (out / "adapter" / "pytorch_lora_weights.safetensors").is_file() and (out / "index.html").is_file()
-
-
-def test_a_run_is_not_mixed_with_an_earlier_one_and_goes_on_when_asked(dina, out: Path) -> None:
+    # Not mixed with an earlier run, nor taken up under another seed.
     again = dina("align", "recipes.align_emoji_refl", *SMALL, "--out", out)
     assert again.status == 2 and "--resume auto" in again.err
     other = dina("align", "recipes.align_emoji_refl", *SMALL, "--set", "seed=7", "--out", out, "--resume", "auto")
