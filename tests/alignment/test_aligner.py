@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from dina_lrm.alignment import Aligner
 from dina_lrm.alignment.run import AlignRun
 from dina_lrm.errors import ConfigError, WorkError
-from tests.alignment.tiny import configured, make_world
+from tests.alignment.tiny import ALGORITHMS, configured, make_world
 
 JUDGE = {"kind": "factory", "make": "tests.alignment.tiny:make_scorer"}
 TIMES = {"seconds", "samples_per_second"}
@@ -259,15 +259,24 @@ def test_a_judge_that_says_nothing_is_told_before_the_first_update(world, tmp_pa
         Aligner(config, quiet=True).run()
 
 
-def test_two_processes_learn_one_policy_and_share_the_measuring(world, tmp_path) -> None:
+def on_two_processes(module: str, *arguments: str) -> None:
+    """Run a module under torchrun; processes that wait for each other for good are a failure."""
     root = Path(__file__).parents[2]
     launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    command = [sys.executable, *launch, "-m", "tests.alignment.two_processes", str(world), str(tmp_path / "both")]
     path = os.pathsep.join([str(root), str(root / "src"), os.environ.get("PYTHONPATH", "")])
     process = subprocess.run(
-        command, cwd=root, env={**os.environ, "PYTHONPATH": path}, capture_output=True, check=False
+        [sys.executable, *launch, "-m", module, *arguments],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        check=False,
+        timeout=600,
     )
     assert process.returncode == 0, process.stderr.decode()
+
+
+def test_two_processes_learn_one_policy_and_share_the_measuring(world, tmp_path) -> None:
+    on_two_processes("tests.alignment.two_processes", str(world), str(tmp_path / "both"))
     ended = [(tmp_path / "both" / f"ended-{rank}.json").read_text() for rank in (0, 1)]
     assert ended[0] == ended[1]
     one = configured(
@@ -276,3 +285,28 @@ def test_two_processes_learn_one_policy_and_share_the_measuring(world, tmp_path)
     Aligner(one, quiet=True).run()
     # The generator as it was, measured by two processes and by one.
     assert rows(tmp_path / "both", "evaluation")[0] == rows(tmp_path / "one", "evaluation")[0]
+
+
+def test_processes_that_hold_the_base_together_do_what_each_does_alone(world, tmp_path) -> None:
+    flux = make_world(tmp_path / "flux", "flux", "flux")
+    tmp_path.joinpath("out").mkdir()
+    on_two_processes("tests.alignment.sharded", str(world), str(flux), str(tmp_path / "out"))
+    first, second = (json.loads((tmp_path / "out" / f"told-{rank}.json").read_text()) for rank in (0, 1))
+    for name in (*ALGORITHMS, "family"):
+        whole, parted = first[f"{name}-1"], first[f"{name}-2"]
+        assert parted["weights"] == second[f"{name}-2"]["weights"]
+        assert whole["bytes"][0] == whole["bytes"][1]  # policy and reward have the base in common
+        assert parted["bytes"][0] == pytest.approx(
+            whole["bytes"][0] / 2, rel=0.01
+        )  # and still do, when it is dealt out
+        rel, absolute = (1e-4, 1e-6) if name != "family" else (0.05, 0.01)
+        for figure in whole.keys() - {"bytes"}:
+            assert parted[figure] == pytest.approx(whole[figure], rel=rel, abs=absolute), (name, figure)
+    assert first["mixed"] == first["alone"] == 0.5  # who was judged on the first process still teaches
+    drawn, others = ([own for own, _ in told["late"]] for told in (first, second))
+    assert drawn != others and [common for _, common in second["late"]] == drawn
+
+
+def test_a_base_that_cannot_be_dealt_out_is_refused(world, tmp_path) -> None:
+    with pytest.raises(ConfigError, match=r"base_shards=2 must divide the number of processes, which is 1"):
+        Aligner(configured(world, tmp_path / "run", base_shards=2), quiet=True).run()

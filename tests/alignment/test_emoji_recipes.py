@@ -12,7 +12,7 @@ from dina_lrm.errors import ConfigError
 from dina_lrm.training import TrainConfig
 
 
-@pytest.mark.parametrize("name", ["refl", "draft", "flow_grpo", "nft"])
+@pytest.mark.parametrize("name", ["refl", "draft", "flow_grpo", "nft", "dpo", "step_dpo"])
 def test_a_recipe_is_built(name) -> None:
     config = read_recipe(f"recipes.align_emoji_{name}", AlignConfig)
     assert config.algorithm.kind == name and config.num_updates % config.evaluation.every == 0

@@ -14,19 +14,8 @@ from dina_lrm.alignment.rewards import LatentTerm, Verdict
 from dina_lrm.alignment.run import AlignRun, DivergedError
 from dina_lrm.errors import BaseMismatchError, ConfigError, DataError, NoAnswerError, WorkError
 from dina_lrm.runtime.accelerator import create_accelerator
-from tests.alignment.tiny import PROMPTS, configured, make_world, mean_colour
+from tests.alignment.tiny import ALGORITHMS, FACTORY, PROMPTS, configured, make_world, mean_colour
 from tests.pipelines import build_pipeline
-
-FACTORY = {"kind": "factory", "make": "tests.alignment.tiny:make_scorer"}
-ALGORITHMS = {
-    "refl": {"kind": "refl", "kl": 0.1},
-    "draft": {"kind": "draft", "last_steps": 2},
-    "draft_lv": {"kind": "draft", "noisings": 2},
-    "flow_grpo": {"kind": "flow_grpo", "group_size": 3, "window": 1, "epochs": 2},
-    "nft": {"kind": "nft", "group_size": 3, "passes": 2},
-    "dpo": {"kind": "dpo", "group_size": 3},
-    "step_dpo": {"kind": "step_dpo", "candidates": 3},
-}
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +206,7 @@ def test_some_rewards_that_fail_are_left_out(build) -> None:
 def test_a_loss_that_is_not_finite_ends_the_run(build, monkeypatch) -> None:
     run = build()
 
-    def nan(mixture, samples):
+    def nan(mixture, samples, ask):
         return Verdict(Judged(samples.latents.flatten(1).sum(1) * math.nan, torch.ones(2).bool()), {})
 
     monkeypatch.setattr(type(run.cast.mixture), "__call__", nan)

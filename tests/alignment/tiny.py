@@ -15,6 +15,16 @@ from dina_lrm.model import build_network
 from tests.pipelines import build_pipeline
 
 PROMPTS = ("a red fox", "two owls", "a sea house")
+FACTORY = {"kind": "factory", "make": "tests.alignment.tiny:make_scorer"}
+ALGORITHMS = {
+    "refl": {"kind": "refl", "kl": 0.1},
+    "draft": {"kind": "draft", "last_steps": 2},
+    "draft_lv": {"kind": "draft", "noisings": 2},
+    "flow_grpo": {"kind": "flow_grpo", "group_size": 3, "window": 1, "epochs": 2},
+    "nft": {"kind": "nft", "group_size": 3, "passes": 2},
+    "dpo": {"kind": "dpo", "group_size": 3},
+    "step_dpo": {"kind": "step_dpo", "candidates": 3},
+}
 HEAD = QueryHeadConfig(width=16, num_queries=2, num_attention_heads=2)
 
 

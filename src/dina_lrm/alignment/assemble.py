@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,12 +29,15 @@ from dina_lrm.data import PreferenceData
 from dina_lrm.encoding import encode_prompts_once
 from dina_lrm.errors import BaseMismatchError, ConfigError, DataError
 from dina_lrm.generation import Policy
+from dina_lrm.model import RewardNetwork
+from dina_lrm.runtime.accelerator import Accelerator
 from dina_lrm.runtime.seeds import derive_seed
+from dina_lrm.runtime.sharding import shard_frozen
 from dina_lrm.scoring.client import RewardClient
 from dina_lrm.scoring.reward_model import RewardModel
 from dina_lrm.types import Conditioning
 
-__all__ = ["Cast", "build_term", "latents_shape", "load_cast", "real_latents"]
+__all__ = ["Cast", "build_term", "latents_shape", "load_cast", "real_latents", "share_base"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -48,12 +51,14 @@ class Cast:
         mixture: what it is rewarded for.
         judges: what only looks on.
         text: prompts as the policy reads them; the empty one is among them.
+        readers: reward networks on the policy's base.
     """
 
     policy: Policy
     mixture: Mixture
     judges: tuple[Weighted, ...]
     text: Callable[[Sequence[str]], Conditioning]
+    readers: tuple[RewardNetwork, ...] = ()
 
     def prompt_lookup(self, prompts: Sequence[str]) -> Conditioning:
         """Encoded prompts, where the policy is."""
@@ -76,10 +81,13 @@ def load_cast(
         BaseMismatchError: a reward of another latent space.
         ConfigError: a reward without what the algorithm needs.
     """
-    pipeline = load_pipeline(config.base, DTYPES[config.dtype], device, config.base_revision)
+    # What is to be dealt out is whole in no accelerator's memory: `share_base` brings each its part.
+    place = "cpu" if config.base_shards > 1 else device
+    pipeline = load_pipeline(config.base, DTYPES[config.dtype], place, config.base_revision)
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(config.seed, "initial weights"))
         policy = Policy(pipeline, config.adapter, config.max_sequence_length)
+    policy.move_encoders(device)
     if config.gradient_checkpointing:
         policy.backbone.enable_gradient_checkpointing()
     texts, cache = tuple(dict.fromkeys((*prompts, ""))), config.out / "cache"
@@ -95,7 +103,31 @@ def load_cast(
     judges = tuple(map(weighted, config.evaluation.judges))
     _refuse_unfit(config, mixture)
     policy.drop_text_encoders()
-    return Cast(policy, mixture, judges, table.lookup)
+    return Cast(policy, mixture, judges, table.lookup, tuple(_readers(config, given or {}, (*mixture.terms, *judges))))
+
+
+def _readers(config: AlignConfig, given: dict[str, Any], terms: Sequence[Weighted]) -> Iterator[RewardNetwork]:
+    """Of the rewards that were loaded here; those that were given, or made by others, may be anybody's."""
+    loaded = {r.name for r in (*config.rewards, *config.evaluation.judges) if isinstance(r, LatentRewardConfig)}
+    for weighted in terms:
+        if weighted.name in loaded - given.keys() and isinstance(weighted.term, LatentTerm):
+            assert isinstance(weighted.term.reward, RewardModel)
+            yield weighted.term.reward.network
+
+
+def share_base(cast: Cast, shards: int, accelerator: Accelerator) -> None:
+    """Deal the base's blocks out over processes, for the policy and for the rewards that read on it (`shard_frozen`).
+
+    Args:
+        cast: just loaded.
+        shards: processes that hold a copy together.
+        accelerator: whose processes, and where they run.
+    """
+    cast.policy.drop_original()
+    backbones = [cast.policy.backbone, *(reader.backbone for reader in cast.readers)]
+    shard_frozen([(b.network, b.blocks) for b in backbones], accelerator.device, accelerator.num_processes, shards)
+    for reader in cast.readers:
+        reader.head.to(accelerator.device)
 
 
 def _refuse_unfit(config: AlignConfig, mixture: Mixture) -> None:

@@ -434,6 +434,7 @@ class AlignConfig(Config):
         num_updates: rollouts that are learned from.
         ema_decay: of the averaged weights that are measured and exported; 0 exports the raw ones.
         gradient_checkpointing: keep no activations inside blocks and compute them again.
+        base_shards: processes that hold the base's blocks together, a part each (FSDP2); 1 keeps the base whole on each.
         reward_patience: seconds that a reward which does not answer is waited for, asked again and again.
         max_failed_updates: updates in a row without any reward, after which the run stops.
         device: "cpu" stays off an accelerator that is there.
@@ -465,6 +466,7 @@ class AlignConfig(Config):
     num_updates: int = Field(ge=1)
     ema_decay: float = Field(0.9, ge=0, lt=1)
     gradient_checkpointing: bool = False
+    base_shards: int = Field(1, ge=1)
     reward_patience: float = Field(600.0, ge=0)
     max_failed_updates: int = Field(3, ge=1)
     device: Literal["cpu"] | None = None

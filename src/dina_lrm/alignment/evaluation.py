@@ -52,6 +52,7 @@ class Evaluation:
         shape: of one sample's latents.
         negative: encoded empty prompt.
         wait_for: asks again while the one who is asked is away.
+        alike: all processes must ask the networks equally often: what does not come out even is filled up and cut off.
     """
 
     config: EvaluationConfig
@@ -62,6 +63,7 @@ class Evaluation:
     shape: tuple[int, int, int]
     negative: Conditioning
     wait_for: Callable[[Callable[[], Any]], Any]
+    alike: bool = False
 
     @torch.no_grad()
     def measure(self, policy: Field, step: int, accelerator: Accelerator) -> Look:
@@ -72,22 +74,30 @@ class Evaluation:
             step: updates behind it.
             accelerator: whose processes share the work.
         """
-        each = self.config.samples_per_prompt
-        at_once = max(1, self.config.batch_size // each)
-        starts = range(0, len(self.prompts), at_once)
-        own = [self._part(policy, step, start, at_once) for start in shared_out(accelerator, starts)]
+        count, processes = len(self.prompts), accelerator.num_processes
+        at_once = max(1, self.config.batch_size // self.config.samples_per_prompt)
+        if self.alike:
+            at_once = min(at_once, -(-count // processes))
+            count += -count % (at_once * processes)
+        starts = range(0, count, at_once)
+        own = [
+            self._part(policy, step, range(start, min(start + at_once, count)))
+            for start in shared_out(accelerator, starts)
+        ]
         own = [Look(look.measurement, look.pixels[: self.config.grid]) for look in own]  # no more travels than is shown
-        looks = in_order(gather_objects(accelerator, own), len(starts), accelerator.num_processes)
-        pictures = torch.cat([look.pixels for look in looks])
-        return Look(_joined([look.measurement for look in looks]), pictures[: self.config.grid])
+        looks = in_order(gather_objects(accelerator, own), len(starts), processes)
+        pictures = torch.cat([look.pixels for look in looks])[: len(self.prompts)]
+        found = _merged([look.measurement for look in looks], torch.cat)
+        if count > len(self.prompts):
+            found = _merged([found], lambda tensors: tensors[0][: len(tensors[0]) * len(self.prompts) // count])
+        return Look(found, pictures[: self.config.grid])
 
-    def _part(self, policy: Field, step: int, start: int, count: int) -> Look:
+    def _part(self, policy: Field, step: int, part: range) -> Look:
         config, each = self.config, self.config.samples_per_prompt
-        prompts = self.prompts[start : start + count]
-        places = [place for place in range(start, start + len(prompts)) for _ in range(each)]
-        many = tuple(self.prompts[place] for place in places)
+        places = [place for place in part for _ in range(each)]
+        many = tuple(self.prompts[place % len(self.prompts)] for place in places)
         text = self.cast.prompt_lookup(many)
-        noise = torch.cat([self._noise(place) for place in range(start, start + len(prompts))])
+        noise = torch.cat([self._noise(place) for place in part])
         way = rollout(
             Guided(policy, self.negative, self.guidance), noise.to(self.cast.policy.device), text, self.sigmas
         )
@@ -150,10 +160,6 @@ class Evaluation:
 
 def _on_cpu(found: Measurement) -> Measurement:
     return _merged([found], lambda tensors: tensors[0].cpu())
-
-
-def _joined(parts: Sequence[Measurement]) -> Measurement:
-    return _merged(parts, torch.cat)
 
 
 def _merged(parts: Sequence[Measurement], merge: Callable[[list[Tensor]], Tensor]) -> Measurement:

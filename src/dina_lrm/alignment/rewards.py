@@ -11,7 +11,7 @@ import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Literal, TypeAlias
 
@@ -89,15 +89,25 @@ class Finished:
             part.__dict__["pixels"] = self.pixels[rows]
         return part
 
+    def zeroed_where(self, broken: Tensor) -> Finished:
+        """The same, but for the latents of some `[b]`: no gradient leads back to them."""
+        if not broken.any():
+            return self
+        mask = broken.view(-1, *[1] * (self.latents.ndim - 1))
+        return replace(self, latents=torch.where(mask, torch.zeros_like(self.latents), self.latents))
+
 
 class Term(ABC):
     """One judge of finished samples.
 
     Attributes:
         differentiable: whether gradients pass from its rewards to the latents.
+        at_once: asked for all samples in one go, whatever they are. A network that processes hold together must be asked
+            equally often by all.
     """
 
     differentiable: bool
+    at_once: bool = False
 
     @abstractmethod
     def ask(self, samples: Finished) -> Tensor:
@@ -117,17 +127,17 @@ class Term(ABC):
         What cannot be judged together is asked for one by one, so that one bad sample costs no other its reward. Wrong input
         (`InputError`) is raised. When not one sample can be judged, what the last one raised is raised.
         """
-        sound = samples.latents.detach().flatten(1).isfinite().all(dim=1).tolist()
-        places = [place for place, is_sound in enumerate(sound) if is_sound]
+        finite = samples.latents.detach().flatten(1).isfinite().all(dim=1)
+        if self.at_once:
+            found = self.ask(samples.zeroed_where(~finite))
+            return _judged(torch.where(finite, found, torch.nan))
+        places = finite.nonzero().flatten().tolist()
         blank = samples.latents.detach().new_full((len(samples),), math.nan, dtype=torch.float32)
         if not places:
             return Judged(blank, torch.zeros_like(blank, dtype=torch.bool))
         part = samples if len(places) == len(samples) else samples.only(places)
         found = self._as_far_as_possible(part)
-        rewards = blank.to(found.dtype).index_put((torch.tensor(places, device=blank.device),), found)
-        valid = rewards.detach().isfinite()
-        # Where it means nothing, a number keeps NaN out of sums and of gradients.
-        return Judged(torch.where(valid, rewards, torch.zeros_like(rewards)), valid)
+        return _judged(blank.to(found.dtype).index_put((torch.tensor(places, device=blank.device),), found))
 
     def _as_far_as_possible(self, samples: Finished) -> Tensor:
         try:
@@ -155,6 +165,12 @@ class Term(ABC):
         return torch.cat([judged[0].new_full((1,), math.nan) if one is None else one for one in found])
 
 
+def _judged(rewards: Tensor) -> Judged:
+    """Rewards `[b]`, NaN where there is none: where it means nothing, a number keeps NaN out of sums and of gradients."""
+    valid = rewards.detach().isfinite()
+    return Judged(torch.where(valid, rewards, torch.zeros_like(rewards)), valid)
+
+
 @dataclass(frozen=True)
 class LatentTerm(Term):
     """A latent reward, of whoever is a `RewardFunction`.
@@ -175,11 +191,14 @@ class LatentTerm(Term):
     fusion: Fusion = "mean"
     band: tuple[float, float] | None = None
     differentiable: bool = field(init=False, default=False)
+    at_once: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         if self.band is not None and not 0 <= self.band[0] < self.band[1] <= 1:
             raise ConfigError(f"band must be two rising levels in 0..1, got {self.band}")
-        object.__setattr__(self, "differentiable", isinstance(self.reward, RewardModel))
+        here = isinstance(self.reward, RewardModel)
+        object.__setattr__(self, "differentiable", here)
+        object.__setattr__(self, "at_once", here)
 
     def ask(self, samples: Finished) -> Tensor:
         return self.scored(samples, self._levels(samples)).reward.to(samples.latents.device)
@@ -266,6 +285,14 @@ class Verdict:
     parts: Mapping[str, Judged]
 
 
+Ask: TypeAlias = Callable[[str, Callable[[], Judged], int], Judged]
+
+
+def directly(name: str, ask: Callable[[], Judged], count: int) -> Judged:
+    """Call a term: what it raises is raised."""
+    return ask()
+
+
 @dataclass(frozen=True)
 class Mixture:
     """`sum_i weight_i (r_i - mean_i) / std_i`, or without normalisation `sum_i weight_i r_i`.
@@ -291,23 +318,28 @@ class Mixture:
         """Whether gradients pass through all of them."""
         return all(weighted.term.differentiable for weighted in self.terms)
 
-    def __call__(self, samples: Finished) -> Verdict:
-        """Judge samples by every term."""
+    def __call__(self, samples: Finished, ask: Ask = directly) -> Verdict:
+        """Judge samples by every term, whatever becomes of the others.
+
+        Args:
+            samples: to be judged.
+            ask: calls a term.
+        """
         self._check_group(samples.group_size)
-        parts = {weighted.name: weighted.term(samples) for weighted in self.terms}
+        parts = {w.name: ask(w.name, partial(w.term, samples), len(samples)) for w in self.terms}
         total = self._total(parts, samples.group_size)
         if samples.latents.requires_grad:
             samples.latents.register_hook(partial(_only_where, total.valid))  # type: ignore[no-untyped-call]
         return Verdict(total, parts)
 
-    def of_state(self, state: NoisedState, prompts: Sequence[str], group_size: int) -> Verdict:
+    def of_state(self, state: NoisedState, prompts: Sequence[str], group_size: int, ask: Ask = directly) -> Verdict:
         """Judge noised states as they stand."""
         self._check_group(group_size)
-        parts = {}
-        for weighted in self.terms:
-            rewards = weighted.term.of_state(state, prompts)
-            valid = rewards.detach().isfinite()
-            parts[weighted.name] = Judged(torch.where(valid, rewards, torch.zeros_like(rewards)), valid)
+
+        def judge(term: Term) -> Judged:
+            return _judged(term.of_state(state, prompts))
+
+        parts = {w.name: ask(w.name, partial(judge, w.term), len(state)) for w in self.terms}
         return Verdict(self._total(parts, group_size), parts)
 
     def _check_group(self, group_size: int) -> None:

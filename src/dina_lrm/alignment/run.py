@@ -7,24 +7,27 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import set_checkpoint_early_stop
 
 from dina_lrm.alignment.algorithms import Actors, Judged, PromptBatch, Step
-from dina_lrm.alignment.assemble import latents_shape, load_cast, real_latents
+from dina_lrm.alignment.assemble import latents_shape, load_cast, real_latents, share_base
 from dina_lrm.alignment.config import AlignConfig, ReflConfig
 from dina_lrm.alignment.evaluation import Evaluation, Look
 from dina_lrm.alignment.prompts import evenly, read_prompts
 from dina_lrm.alignment.rewards import AWAY, Finished, Verdict
 from dina_lrm.data import PairBatches
 from dina_lrm.errors import InputError, WorkError
-from dina_lrm.runtime.accelerator import Accelerator, average_gradients, mean_over_processes
+from dina_lrm.runtime.accelerator import Accelerator, as_first_process, average_gradients, mean_over_processes
 from dina_lrm.runtime.ema import Ema
 from dina_lrm.runtime.optimiser import build_optimiser, trainable_parameters
 from dina_lrm.runtime.seeds import derive_seed, derived_generator
+from dina_lrm.runtime.sharding import check_shards
 from dina_lrm.runtime.snapshots import CHECKPOINTS, Snapshot, load_snapshot, prune_snapshots, save_snapshot
 from dina_lrm.types import Conditioning, NoisedState
 
@@ -50,6 +53,14 @@ def run_identity(config: AlignConfig, num_processes: int) -> dict[str, Any]:
         "prompts": derive_seed(0, "\n".join(prompts)),
         "num_processes": num_processes,
     }
+
+
+def _tied(judged: Judged, latents: Tensor) -> Judged:
+    """Rewards with a way back to the latents, of gradient 0 if nobody could judge them: every process goes back alike."""
+    if not latents.requires_grad or judged.reward.requires_grad:
+        return judged
+    way = latents.flatten(1).sum(dim=1).to(judged.reward)
+    return Judged(torch.where(torch.ones_like(judged.valid), judged.reward, way), judged.valid)
 
 
 class AlignRun:
@@ -79,8 +90,12 @@ class AlignRun:
         config.schedule.check_fits(config.num_updates)
         self._prompts = read_prompts(config.prompts)
         held_out = evenly(self._held_out(), config.evaluation.num_prompts)
+        check_shards(config.base_shards, accelerator.num_processes)
         with accelerator.main_process_first():
             self.cast = load_cast(config, (*self._prompts, *held_out), accelerator.device, given)
+        self._shared = config.base_shards > 1  # then all processes ask the networks equally often, and in one order
+        if self._shared:
+            share_base(self.cast, config.base_shards, accelerator)
         policy = self.cast.policy
         self._parameters = trainable_parameters(policy.backbone)
         self._optimiser = build_optimiser(self._parameters, config.optimiser)
@@ -125,6 +140,7 @@ class AlignRun:
             guidance=config.sampler.guidance,
             parameters=self._parameters,
             real=real,
+            agreed=partial(as_first_process, self.accelerator) if self._shared else int,
         )
 
     def _evaluate_with(self, held_out: tuple[str, ...]) -> Evaluation:
@@ -133,7 +149,9 @@ class AlignRun:
         shape = latents_shape(self.cast.policy, sampler)
         sigmas = self.cast.policy.backbone.sampler_sigmas(sampler.num_steps, shape)
         evaluation, guidance = config.evaluation, sampler.guidance
-        return Evaluation(evaluation, held_out, self.cast, sigmas, guidance, shape, self._negative, self.wait_for)
+        return Evaluation(
+            evaluation, held_out, self.cast, sigmas, guidance, shape, self._negative, self.wait_for, self._shared
+        )
 
     def velocity(self, state: NoisedState, conditioning: Conditioning) -> Tensor:
         """What the policy says, under the run's precision."""
@@ -165,10 +183,12 @@ class AlignRun:
         running = [self._begin(number, micro) for micro in range(self.config.micro_batches)]
         steps: list[Step] = []
         norms: list[float] = []
-        while (found := self._backward(running)) is not None:
-            steps += found
-            if found[-1].ends:
-                norms.append(self._step(number, found))
+        # A forward pass that is computed again and broken off where no more is needed would leave gathered weights behind.
+        with set_checkpoint_early_stop(False) if self._shared else nullcontext():
+            while (found := self._backward(running)) is not None:
+                steps += found
+                if found[-1].ends:
+                    norms.append(self._step(number, found))
         self.algorithm.finish(self._actors)
         seconds = time.perf_counter() - started
         self.seconds += seconds
@@ -265,29 +285,31 @@ class AlignRun:
             self._reward_seeds(batch),
             batch.group_size,
         )
-        return self._patiently(lambda: self.cast.mixture(samples), len(samples))
+        verdict = self.cast.mixture(samples, self._patiently)
+        self._verdicts.append(verdict)
+        return _tied(verdict.total, latents)
 
     def _judge_state(self, state: NoisedState, batch: PromptBatch) -> Judged:
-        return self._patiently(lambda: self.cast.mixture.of_state(state, batch.prompts, batch.group_size), len(state))
+        verdict = self.cast.mixture.of_state(state, batch.prompts, batch.group_size, self._patiently)
+        self._verdicts.append(verdict)
+        return verdict.total
 
     def _reward_seeds(self, batch: PromptBatch) -> tuple[int, ...]:
         """Samples of a prompt meet the same noise, and other noise in the next update."""
         rank, number = self.accelerator.process_index, self._number
         return tuple(derive_seed(self.config.seed, f"reward of {prompt}", rank, number) for prompt in batch.prompts)
 
-    def _patiently(self, ask: Callable[[], Verdict], count: int) -> Judged:
+    def _patiently(self, name: str, ask: Callable[[], Judged], count: int) -> Judged:
         """Ask; wait for a judge that is away; what fails in another way is a mask."""
         try:
-            verdict = self.wait_for(ask)
+            return self.wait_for(ask)
         except (InputError, WorkError):
             raise
         except Exception as error:
-            self._last_failure = repr(error)
-            warnings.warn(f"the reward failed for all {count} samples: {error!r}", stacklevel=2)
+            self._last_failure = f"{name}: {error!r}"
+            warnings.warn(f"{name} failed for all {count} samples: {error!r}", stacklevel=2)
             nothing = torch.zeros(count, device=self.cast.policy.device)
-            verdict = Verdict(Judged(nothing, nothing.bool()), {})
-        self._verdicts.append(verdict)
-        return verdict.total
+            return Judged(nothing, nothing.bool())
 
     def wait_for(self, ask: Callable[[], T]) -> T:
         """Ask, and ask again while the one who is asked is away.

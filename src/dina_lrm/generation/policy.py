@@ -117,6 +117,16 @@ class Policy(nn.Module):
         names = [name for name in self.pipeline.components if name.startswith("text_encoder")]
         self.pipeline.register_modules(**dict.fromkeys(names))
 
+    def move_encoders(self, device: torch.device | str) -> None:
+        """Put all parts of the pipeline but its network on a device: it must be nobody else's."""
+        for name, part in self.pipeline.components.items():
+            if isinstance(part, nn.Module) and name != self.backbone.part:
+                part.to(device)
+
+    def drop_original(self) -> None:
+        """Free the pipeline's own network: it must be nobody else's. Twins keep the weights that they share with it."""
+        self.pipeline.register_modules(**{self.backbone.part: None})
+
     def sampling_pipeline(self) -> Any:
         """A pipeline of the same parts that samples from the policy as it stands."""
         parts: dict[str, Any] = dict(self.pipeline.components)

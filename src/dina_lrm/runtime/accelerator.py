@@ -8,13 +8,14 @@ from typing import Literal, TypeVar
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, gather_object
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, gather_object
 from torch import Tensor, nn
 
 __all__ = [
     "Accelerator",
     "MixedPrecision",
     "any_process",
+    "as_first_process",
     "average_gradients",
     "create_accelerator",
     "gather_objects",
@@ -63,6 +64,11 @@ def any_process(accelerator: Accelerator, flag: bool) -> bool:
     if accelerator.num_processes == 1:
         return flag
     return bool(mean_over_processes(accelerator, torch.tensor(float(flag), device=accelerator.device)) > 0)
+
+
+def as_first_process(accelerator: Accelerator, value: int) -> int:
+    """The first process's number, the same on each."""
+    return value if accelerator.num_processes == 1 else int(broadcast_object_list([value])[0])
 
 
 def average_gradients(accelerator: Accelerator, parameters: Iterable[nn.Parameter]) -> None:

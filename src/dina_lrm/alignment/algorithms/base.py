@@ -105,6 +105,8 @@ class Actors:
         guidance: scale in rollouts; 1 is none.
         parameters: what the policy learns, by name.
         real: so many real latents `[n c h w]` with their conditioning, drawn by a CPU generator; None where there are none.
+        agreed: a number on which hangs how often the policy is asked: where processes hold one network together they must ask
+            equally often, so each brings its own and all get the first's.
     """
 
     policy: Field
@@ -116,6 +118,7 @@ class Actors:
     guidance: float
     parameters: Mapping[str, nn.Parameter]
     real: Callable[[int, torch.Generator], tuple[Tensor, Conditioning]] | None = None
+    agreed: Callable[[int], int] = int
 
     @property
     def guided(self) -> Guided:

@@ -49,7 +49,7 @@ class Refl(Algorithm):
     def update(self, actors: Actors, batch: PromptBatch, generator: torch.Generator) -> Iterator[Step]:
         steps = len(actors.sigmas) - 1
         first = steps - max(1, round(self.late * steps))
-        place = int(torch.randint(first, steps, (), generator=generator))
+        place = actors.agreed(int(torch.randint(first, steps, (), generator=generator)))
         with torch.no_grad():
             way = rollout(actors.guided, batch.noise, batch.conditioning, actors.sigmas, stop=place)
         state = way.state(place)
