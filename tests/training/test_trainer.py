@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from dina_lrm.backbones import AdapterConfig, BackboneConfig
@@ -22,7 +23,9 @@ from dina_lrm.runtime.metrics_log import read_metrics
 from dina_lrm.runtime.snapshots import find_snapshots
 from dina_lrm.training import LevelsConfig, OptimiserConfig, ScheduleConfig, TrainConfig, Trainer, ValidationConfig
 from dina_lrm.training import run as run_module
+from tests.pipelines import build_pipeline
 from tests.training.fake import FakeBackbone
+from tests.training.test_large_recipes import write_preferences as write_tiny_preferences
 
 Configure = Callable[..., TrainConfig]
 TIMES = {"seconds", "pairs_per_second"}
@@ -60,7 +63,12 @@ def run_beside(root: Path, *arguments: str) -> subprocess.CompletedProcess[bytes
     """Another Python process that sees our code and our tests."""
     path = os.pathsep.join([str(root), str(root / "src"), os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
-        [sys.executable, *arguments], cwd=root, env={**os.environ, "PYTHONPATH": path}, capture_output=True, check=False
+        [sys.executable, *arguments],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        check=False,
+        timeout=600,
     )
 
 
@@ -372,6 +380,35 @@ def test_two_processes_learn_one_model_from_strata_over_both(
         assert all(row["pairs"] == 8 for row in rows(config))
     assert len(rows(config, "validation")) == 4
     verify_model(config.out / "model")
+
+
+def test_processes_that_hold_the_base_together_learn_the_same_model(root: Path, tmp_path: Path) -> None:
+    write_tiny_preferences(tmp_path / "data", 16)
+    base = build_pipeline("sd35", tmp_path / "base")
+    out = tmp_path / "out"
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    process = run_beside(root, *launch, "-m", "tests.training.sharded", str(tmp_path / "data"), str(base), str(out))
+    assert process.returncode == 0, process.stderr.decode()
+    dealt = json.loads((out / "dealt.json").read_text())
+    assert dealt["1"] == 0 and dealt["2"] > 0
+    whole, parted = ([json.loads(line) for line in (out / n / "metrics.jsonl").read_text().splitlines()] for n in "12")
+    assert len(whole) == len(parted) == 3 * (1 + 3)  # a step, and three levels of a validation, each time
+    for one, other in zip(whole, parted, strict=True):
+        assert one.keys() == other.keys()
+        for figure in [name for name, value in one.items() if isinstance(value, float) and name not in TIMES]:
+            assert other[figure] == pytest.approx(one[figure], rel=1e-4, abs=1e-6), figure
+    for name in ("head.safetensors", "adapter/adapter_model.safetensors"):
+        one, other = (load_file(out / n / "model" / name) for n in "12")
+        # A difference of utilities does not know their bias, nor a softmax its keys': AdamW makes steps of what is rounding.
+        felt = [key for key in one if not key.endswith(("to_utility.bias", "to_k.bias"))]
+        assert len(felt) > len(one) / 2 and all(torch.allclose(one[key], other[key], atol=1e-4) for key in felt)
+
+
+def test_a_base_that_is_not_frozen_or_cannot_be_dealt_out_is_refused(configure: Configure) -> None:
+    with pytest.raises(ConfigError, match=r"base_shards=2 must divide the number of processes, which is 1"):
+        train(configure(base_shards=2))
+    with pytest.raises(ValidationError, match=r"backbone.weights=own learns them all"):
+        configure(base_shards=2, backbone=BackboneConfig(adapter=None, weights="own"))
 
 
 def test_learning_from_groups_goes_on_to_the_same_bits(configure: Configure) -> None:

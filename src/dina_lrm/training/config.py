@@ -167,6 +167,7 @@ class TrainConfig(Config):
         ema_decay: of the averaged weights that are exported; 0 exports the raw ones.
         mixed_precision: autocast of the computation.
         gradient_checkpointing: keep no activations inside blocks and compute them again: slower, in much less memory.
+        base_shards: processes that hold the frozen blocks together, a part each (FSDP2); 1 keeps them whole on each.
         compile: compile the backbone's blocks, which pays on a GPU after some hundred steps.
         device: "cpu" stays off an accelerator that is there.
         seed: of initialisation, order, levels and noise.
@@ -198,6 +199,7 @@ class TrainConfig(Config):
     ema_decay: float = Field(0.995, ge=0, lt=1)
     mixed_precision: MixedPrecision = "no"
     gradient_checkpointing: bool = False
+    base_shards: int = Field(1, ge=1)
     compile: bool = False
     device: Literal["cpu"] | None = None
     seed: int = Field(0, ge=0)
@@ -210,6 +212,14 @@ class TrainConfig(Config):
         if (self.num_steps is None) == (self.num_epochs is None):
             raise ValueError(
                 f"give one of num_steps and num_epochs, got num_steps={self.num_steps} and num_epochs={self.num_epochs}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _frozen_where_shared(self) -> Self:
+        if self.base_shards > 1 and self.backbone.weights == "own":
+            raise ValueError(
+                "base_shards deals out frozen weights, and backbone.weights=own learns them all: set it to 1"
             )
         return self
 

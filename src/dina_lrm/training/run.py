@@ -15,11 +15,12 @@ from dina_lrm.checkpoint import BaseReference, ModelConfig, refuse_foreign, save
 from dina_lrm.data import PairBatches, PreferenceData, PromptGroups, collate, collate_groups, unique_prompts
 from dina_lrm.encoding import encode_prompts_once
 from dina_lrm.errors import DataError, WorkError
-from dina_lrm.runtime.accelerator import Accelerator, mean_over_processes
+from dina_lrm.runtime.accelerator import Accelerator, average_gradients, mean_over_processes
 from dina_lrm.runtime.ema import Ema
 from dina_lrm.runtime.files import sha256_file
 from dina_lrm.runtime.optimiser import build_optimiser, trainable_parameters
 from dina_lrm.runtime.seeds import derive_seed, derived_generator
+from dina_lrm.runtime.sharding import check_shards, shard_frozen
 from dina_lrm.runtime.snapshots import CHECKPOINTS, Snapshot, load_snapshot, prune_snapshots, save_snapshot
 from dina_lrm.training.assemble import load_network, random_base_seed
 from dina_lrm.training.config import TrainConfig
@@ -75,7 +76,11 @@ class TrainingRun:
         num_units = len(self._pairs if self._groups is None else self._groups)
         self.num_steps = config.total_steps(num_units, accelerator.num_processes)
         config.schedule.check_fits(self.num_steps)
-        self.network = load_network(config, accelerator.device)
+        check_shards(config.base_shards, accelerator.num_processes)
+        self._shared = config.base_shards > 1  # then all processes run the network equally often
+        self.network = load_network(config, "cpu" if self._shared else accelerator.device)
+        if self._shared:
+            self._share_base()
         self._check_latents()
         tables = [self._pairs]
         if config.validation.every:
@@ -95,7 +100,9 @@ class TrainingRun:
         self._parameters = trainable_parameters(self.network)
         self._optimiser = build_optimiser(self._parameters, config.optimiser)
         self._ema = Ema(self._parameters, config.ema_decay) if config.ema_decay else None
-        self._wrapped, self._stepper = accelerator.prepare(self.network, self._optimiser)
+        # DDP copies whole networks; where the base is dealt out only gradients are exchanged, in `_clip`.
+        self._wrapped = self.network if self._shared else accelerator.prepare(self.network)
+        self._stepper = accelerator.prepare(self._optimiser)
         self._batches = PairBatches(
             num_units, config.batch_size, config.seed, accelerator.process_index, accelerator.num_processes
         )
@@ -105,6 +112,12 @@ class TrainingRun:
         self._objective = config.build_objective()
         self.seconds = 0.0
         self._wrapped.train()
+
+    def _share_base(self) -> None:
+        backbone, accelerator = self.network.backbone, self.accelerator
+        networks = [(backbone.network, backbone.blocks)]
+        shard_frozen(networks, accelerator.device, accelerator.num_processes, self.config.base_shards)
+        self.network.head.to(accelerator.device)
 
     def step(self, step: int) -> Row:
         """One optimiser step, counted from 0.
@@ -182,6 +195,8 @@ class TrainingRun:
         return collate_groups(self._data, self._groups, places, self._prompts, seed)
 
     def _clip(self) -> Tensor:
+        if self._shared:
+            average_gradients(self.accelerator, self._parameters.values())
         limit = self.config.optimiser.max_grad_norm
         norm = self.accelerator.clip_grad_norm_(list(self._parameters.values()), math.inf if limit is None else limit)
         assert isinstance(norm, Tensor)
@@ -221,6 +236,7 @@ class TrainingRun:
                 self.accelerator.device,
                 self.accelerator.process_index,
                 self.accelerator.num_processes,
+                self._shared,
             )
         # A mean over the processes serves as the sum: scores are ratios of these.
         scores = self._validation.scores(mean_over_processes(self.accelerator, sums.to(self.accelerator.device)).cpu())

@@ -60,17 +60,21 @@ class Validation:
         device: torch.device,
         rank: int = 0,
         world_size: int = 1,
+        alike: bool = False,
     ) -> Tensor:
         """Sums over this rank's share of the pairs, `[k 5]`: credit, decided, loss, margin, pairs; ranks add up.
 
-        Each pair has noise of its own, a function of the seed and its place: no neighbour changes it.
+        Each pair has noise of its own, a function of the seed and its place: no neighbour changes it. `alike` runs the network
+        equally often on all ranks: one that has no pair left reads the first again, and counts it not.
         """
         was_training = network.training
         network.eval()
         sums = torch.zeros(len(self._config.sigmas), 5, dtype=torch.float64)
         own = np.arange(rank, len(self._pairs), world_size)
-        for start in range(0, len(own), self._config.batch_size):
-            places = own[start : start + self._config.batch_size]
+        most = -(-len(self._pairs) // world_size) if alike else len(own)
+        for start in range(0, most, self._config.batch_size):
+            part = own[start : start + self._config.batch_size]
+            places = part if len(part) else np.zeros(1, dtype=np.int64)
             batch = collate(self._data, self._pairs, places, self._prompts).to(device)
             shape = batch.latents_chosen.shape[1:]
             seed = self._config.seed
@@ -91,7 +95,8 @@ class Validation:
                     (chosen - rejected).sum(),
                     torch.tensor(len(batch)),
                 )
-                sums[level] += torch.stack([c.double().cpu() for c in counted])
+                if len(part):
+                    sums[level] += torch.stack([c.double().cpu() for c in counted])
         network.train(was_training)
         return sums
 
