@@ -16,15 +16,16 @@ from tests.training.test_large_recipes import CASES, SMALLER
 
 # A batch a pair: of three held-out pairs one process has two, the other one.
 UNEVEN = ["validation.num_pairs=3", "validation.batch_size=1", "validation.every=1"]
-EXACT = ["dtype=float32", "mixed_precision=no", "optimiser.learning_rate=0.01", "num_steps=3"]
+EXACT = ["dtype=float32", "optimiser.learning_rate=0.01", "num_steps=3"]
 
 
-def main(data: str, base: str, out: str) -> None:
+def main(data: str, base: str, out: str, precision: str) -> None:
     """Two micro steps of a pair a process."""
     torch.set_num_threads(1)
     dealt = {}
     for shards in (1, 2):
-        changes = [f"data={data}", f"base={base}", f"out={out}/{shards}", f"base_shards={shards}", "batch_size=1"]
+        places = [f"data={data}", f"base={base}", f"out={out}/{shards}"]
+        changes = [*places, f"mixed_precision={precision}", f"base_shards={shards}", "batch_size=1"]
         recipe = read_recipe("sd35m_thurstone", TrainConfig)
         config = apply_overrides(
             recipe, [*SMALLER, *CASES["sd35m_thurstone"][2], *UNEVEN, *EXACT, *changes, "gradient_accumulation_steps=2"]

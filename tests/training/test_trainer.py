@@ -382,22 +382,25 @@ def test_two_processes_learn_one_model_from_strata_over_both(
     verify_model(config.out / "model")
 
 
-def test_processes_that_hold_the_base_together_learn_the_same_model(root: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_processes_that_hold_the_base_together_learn_the_same_model(root: Path, tmp_path: Path, precision: str) -> None:
     write_tiny_preferences(tmp_path / "data", 16)
     base = build_pipeline("sd35", tmp_path / "base")
     out = tmp_path / "out"
     launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    process = run_beside(root, *launch, "-m", "tests.training.sharded", str(tmp_path / "data"), str(base), str(out))
+    arguments = (str(tmp_path / "data"), str(base), str(out), precision)
+    process = run_beside(root, *launch, "-m", "tests.training.sharded", *arguments)
     assert process.returncode == 0, process.stderr.decode()
     dealt = json.loads((out / "dealt.json").read_text())
     assert dealt["1"] == 0 and dealt["2"] > 0
-    whole, parted = ([json.loads(line) for line in (out / n / "metrics.jsonl").read_text().splitlines()] for n in "12")
+    whole, parted = (list(read_metrics(out / n / "metrics.jsonl")) for n in "12")
     assert len(whole) == len(parted) == 3 * (1 + 3)  # a step, and three levels of a validation, each time
-    for one, other in zip(whole, parted, strict=True):
+    # What half precision rounds away grows from step to step: there the first alone must agree.
+    for one, other in list(zip(whole, parted, strict=True))[: None if precision == "no" else 1]:
         assert one.keys() == other.keys()
         for figure in [name for name, value in one.items() if isinstance(value, float) and name not in TIMES]:
             assert other[figure] == pytest.approx(one[figure], rel=1e-4, abs=1e-6), figure
-    for name in ("head.safetensors", "adapter/adapter_model.safetensors"):
+    for name in ("head.safetensors", "adapter/adapter_model.safetensors") if precision == "no" else ():
         one, other = (load_file(out / n / "model" / name) for n in "12")
         # A difference of utilities does not know their bias, nor a softmax its keys': AdamW makes steps of what is rounding.
         felt = [key for key in one if not key.endswith(("to_utility.bias", "to_k.bias"))]

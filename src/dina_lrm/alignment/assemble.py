@@ -87,7 +87,8 @@ def load_cast(
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(config.seed, "initial weights"))
         policy = Policy(pipeline, config.adapter, config.max_sequence_length)
-    policy.move_encoders(device)
+    if config.base_shards > 1:
+        policy.move_encoders(device)
     if config.gradient_checkpointing:
         policy.backbone.enable_gradient_checkpointing()
     texts, cache = tuple(dict.fromkeys((*prompts, ""))), config.out / "cache"

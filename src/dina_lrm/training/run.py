@@ -101,7 +101,8 @@ class TrainingRun:
         self._optimiser = build_optimiser(self._parameters, config.optimiser)
         self._ema = Ema(self._parameters, config.ema_decay) if config.ema_decay else None
         # DDP copies whole networks; where the base is dealt out only gradients are exchanged, in `_clip`.
-        self._wrapped = self.network if self._shared else accelerator.prepare(self.network)
+        placed = False if self._shared else None
+        self._wrapped = accelerator.prepare_model(self.network, device_placement=placed, evaluation_mode=self._shared)
         self._stepper = accelerator.prepare(self._optimiser)
         self._batches = PairBatches(
             num_units, config.batch_size, config.seed, accelerator.process_index, accelerator.num_processes
