@@ -13,7 +13,8 @@ from PIL import Image
 from dina_lrm.report.figures import BLUE, GREEN, GREY, MUTED, RED, svg_figure
 from dina_lrm.report.html import document, paragraph, section, table, tile
 from dina_lrm.runtime.files import atomic_write
-from studies.alignment.settings import ALGORITHMS, REWARDS, Arm, Budget, config_of
+from studies.alignment.settings import ALGORITHMS, FULL, REWARDS, Arm, Budget, config_of
+from studies.runs import SMALL
 
 __all__ = ["write_page"]
 
@@ -37,6 +38,7 @@ def write_page(results: Row, root: Path, budget: Budget, out: Path) -> Path:
     body = "".join(
         [
             "<h1>A latent reward and a pixel reward teach the same generator</h1>\n",
+            "" if budget == FULL else paragraph(SMALL),
             paragraph(_opening(results), "lead"),
             paragraph(_not_alike(results), "quiet"),
             _tiles(results),
