@@ -13,7 +13,13 @@ from dina_lrm.types import Conditioning, Features, NoisedState
 
 
 class RewardNetwork(nn.Module):
-    """`utility = head(backbone(state, conditioning))`; the head runs in float32 whatever the backbone's dtype."""
+    """`utility = head(backbone(state, conditioning))`; the head runs in float32 whatever the backbone's dtype.
+
+    Attributes:
+        dealt_out: whether several processes hold the backbone together and must run it equally often (`runtime.sharding`).
+    """
+
+    dealt_out: bool = False
 
     def __init__(self, backbone: Backbone, head: RewardHead) -> None:
         super().__init__()

@@ -5,91 +5,104 @@ from __future__ import annotations
 import json
 import os
 import sys
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.distributed.tensor import DTensor
 
-from dina_lrm.alignment import AlignConfig
+from dina_lrm.alignment import AlignConfig, Aligner
+from dina_lrm.alignment.aligner import run_identity
 from dina_lrm.alignment.run import AlignRun
 from dina_lrm.runtime.accelerator import create_accelerator
 from tests.alignment.test_aligner import measuring
 from tests.alignment.tiny import ALGORITHMS, FACTORY, configured, mean_colour
 
-LATENT = {"kind": "latent", "name": "latent"}
-
-
-def lived(
-    config: AlignConfig, given: dict[str, Any] | None = None, updates: int = 2
-) -> tuple[AlignRun, dict[str, Any]]:
-    """A run after its updates and a measurement, and what it says of itself."""
-    run = AlignRun(config, create_accelerator(device="cpu"), given)
-    rows = [run.update(number) for number in range(updates)]
-    found = run.evaluate(updates).measurement
-    told = {
-        "loss": [row["loss"] for row in rows],
-        "grad_norm": [row["grad_norm"] for row in rows],
-        "judged": [row["judged"] for row in rows],
-        "weights": [float(p.detach().double().norm()) for p in run._parameters.values()],
-        "rewards": found.rewards["latent"].tolist(),
-        "distance": found.distance.tolist(),
-    }
-    return run, told
-
 
 def fails_on_the_second(pixels: torch.Tensor, prompts: Any) -> torch.Tensor:
+    """A scorer that is out of order on one of the processes only."""
     if os.environ["RANK"] == "1":
         raise RuntimeError("out of order")
     return mean_colour(pixels, prompts)
 
 
-def base_bytes(run: AlignRun) -> tuple[int, int]:
-    """What this process holds of the base's blocks, and what they take whole; shared storage counts once."""
+def base_of(block: torch.nn.Module) -> list[torch.nn.Parameter]:
+    return [p for name, p in block.named_parameters() if "lora_" not in name]
+
+
+def lived(config: AlignConfig, given: dict[str, Any], updates: int = 2) -> dict[str, Any]:
+    """What a run says of itself after its updates and a measurement."""
+    run = AlignRun(config, create_accelerator(device="cpu"), given)
+    blocks = run.cast.policy.backbone.blocks
+    peak = [0]
+
+    def count(*_: Any) -> None:
+        whole = sum(not isinstance(base_of(block)[0], DTensor) for block in blocks)
+        peak.append(max(peak.pop(), whole))
+
+    for block in blocks:
+        block.register_forward_pre_hook(count)
+    rows = [run.update(number) for number in range(updates)]
+    measured = run.evaluate(updates).measurement
     backbones = [run.cast.policy.backbone, *(reader.backbone for reader in run.cast.readers)]
-    base = [[p for block in b.blocks for name, p in block.named_parameters() if "lora_" not in name] for b in backbones]
-    held = [p.to_local() if isinstance(p, DTensor) else p for parameters in base for p in parameters]
+    base = [p for backbone in backbones for block in backbone.blocks for p in base_of(block)]
+    held = [p.to_local() if isinstance(p, DTensor) else p for p in base]
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in held}
-    return sum(storages.values()), sum(p.nbytes for p in base[0])
+    return {
+        "loss": [row["loss"] for row in rows],
+        "grad_norm": [row["grad_norm"] for row in rows],
+        "judged": [row["judged"] for row in rows],
+        "weights": [float(p.detach().double().norm()) for p in run._parameters.values()],
+        "rewards": [float(values.nansum()) for values in measured.rewards.values()],
+        "distance": measured.distance.tolist(),
+        "held": sum(storages.values()),
+        "base": sum(p.nbytes for block in blocks for p in base_of(block)),
+        "blocks": len(blocks),
+        "gathered": peak[0],
+    }
+
+
+def begun_and_gone_on(configure: Callable[..., AlignConfig], out: Path, parted: bool) -> None:
+    """Two updates, the second in another life; `parted` that life deals the base out."""
+    config = configure(out, base_shards=1)
+    run = AlignRun(config, create_accelerator(device="cpu"))
+    run.update(0)
+    run.save(1, run_identity(config, 2))
+    Aligner(configure(out, base_shards=2 if parted else 1), quiet=True).run(resume="auto")
 
 
 def main(world: str, other_world: str, out: str) -> None:
     torch.set_num_threads(1)
-    latent = {**LATENT, "model": str(Path(world, "reward"))}
-    told: dict[str, Any] = {}
-    cases = {name: (world, algorithm, {}) for name, algorithm in ALGORITHMS.items()}
+
+    def configure(
+        place: str | Path, where: Path, algorithm: Any = None, rewards: Any = None, **changes: Any
+    ) -> AlignConfig:
+        latent = {"kind": "latent", "name": "latent", "model": str(Path(place, "reward"))}
+        looking = measuring(num_prompts=3, batch_size=2)
+        few = {"prompts_per_update": 1, "evaluation": looking, "monitor": {"action": "warn"}}
+        chosen = tuple(latent if reward is None else reward for reward in rewards or (None,))
+        return configured(Path(place), where, algorithm, **{**few, "rewards": chosen, **changes})
+
+    cases: dict[str, Any] = {name: {"algorithm": algorithm} for name, algorithm in ALGORITHMS.items()}
+    # Each process draws a step of its own to learn at, and how often the policy is asked hangs on it.
+    cases["late"] = {"algorithm": {"kind": "refl", "late": 1.0}}
     # Blocks of two kinds, in half precision beside adapters in single, computed again for the gradient.
-    cases["family"] = (other_world, ALGORITHMS["draft"], {"dtype": "bfloat16", "gradient_checkpointing": True})
-    for name, (place, algorithm, changes) in cases.items():
-        for shards in (1, 2):
-            config = configured(
-                Path(place),
-                Path(out, f"{name}-{shards}"),
-                algorithm,
-                rewards=({**LATENT, "model": str(Path(place, "reward"))},),
-                evaluation=measuring(num_prompts=3, batch_size=2),
-                prompts_per_update=1,
-                base_shards=shards,
-                **changes,
-            )
-            run, told[f"{name}-{shards}"] = lived(config)
-            told[f"{name}-{shards}"]["bytes"] = base_bytes(run)
-    # A scorer that fails on one process only keeps nobody waiting, whether its gradient was to be climbed alone or with another's.
-    for case, rewards in {"mixed": (FACTORY, latent), "alone": (FACTORY,)}.items():
-        config = configured(Path(world), Path(out, case), {"kind": "refl"}, rewards=rewards, base_shards=2)
-        run = AlignRun(config, create_accelerator(device="cpu"), {"reward": fails_on_the_second})
-        told[case] = run.update(0)["judged"]
-    # Each process draws a step of its own to learn at; how often the policy is asked hangs on it.
-    config = configured(
-        Path(world), Path(out, "late"), {"kind": "refl", "late": 1.0}, num_updates=4, rewards=(latent,), base_shards=2
-    )
-    run = AlignRun(config, create_accelerator(device="cpu"))
-    agreed, heard = run._actors.agreed, []
-    run._actors = replace(run._actors, agreed=lambda place: heard.append((place, agreed(place))) or heard[-1][1])
-    for number in range(4):
-        run.update(number)
-    told["late"] = heard
+    cases["family"] = {"algorithm": ALGORITHMS["draft"], "dtype": "bfloat16", "gradient_checkpointing": True}
+    # A scorer that fails on one process keeps nobody waiting, its gradient climbed alone or beside another's.
+    cases["mixed"], cases["alone"] = {"rewards": (FACTORY, None)}, {"rewards": (FACTORY,)}
+    told = {}
+    for name, changes in cases.items():
+        place = other_world if name == "family" else world
+        given = {"reward": fails_on_the_second}
+        told[name] = [
+            lived(configure(place, Path(out, f"{name}-{shards}"), **changes, base_shards=shards), given)
+            for shards in (1, 2)
+        ]
+    for name in ("whole", "parted"):
+        begun_and_gone_on(
+            lambda where, **changes: configure(world, where, **changes), Path(out, name), name == "parted"
+        )
     Path(out, f"told-{os.environ['RANK']}.json").write_text(json.dumps(told))
 
 

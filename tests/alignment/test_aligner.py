@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +12,14 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from pydantic import ValidationError
+from safetensors.torch import load_file
 
 from dina_lrm.alignment import Aligner
 from dina_lrm.alignment.run import AlignRun
 from dina_lrm.errors import ConfigError, WorkError
-from tests.alignment.tiny import ALGORITHMS, configured, make_world
+from dina_lrm.generation.policy import WEIGHTS_FILE
+from tests.alignment.tiny import configured, make_world
+from tests.torchrun import on_two_processes
 
 JUDGE = {"kind": "factory", "make": "tests.alignment.tiny:make_scorer"}
 TIMES = {"seconds", "samples_per_second"}
@@ -259,24 +260,8 @@ def test_a_judge_that_says_nothing_is_told_before_the_first_update(world, tmp_pa
         Aligner(config, quiet=True).run()
 
 
-def on_two_processes(module: str, *arguments: str) -> None:
-    """Run a module under torchrun; processes that wait for each other for good are a failure."""
-    root = Path(__file__).parents[2]
-    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    path = os.pathsep.join([str(root), str(root / "src"), os.environ.get("PYTHONPATH", "")])
-    process = subprocess.run(
-        [sys.executable, *launch, "-m", module, *arguments],
-        cwd=root,
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        check=False,
-        timeout=600,
-    )
-    assert process.returncode == 0, process.stderr.decode()
-
-
 def test_two_processes_learn_one_policy_and_share_the_measuring(world, tmp_path) -> None:
-    on_two_processes("tests.alignment.two_processes", str(world), str(tmp_path / "both"))
+    on_two_processes("tests.alignment.two_processes", world, tmp_path / "both")
     ended = [(tmp_path / "both" / f"ended-{rank}.json").read_text() for rank in (0, 1)]
     assert ended[0] == ended[1]
     one = configured(
@@ -288,23 +273,25 @@ def test_two_processes_learn_one_policy_and_share_the_measuring(world, tmp_path)
 
 
 def test_processes_that_hold_the_base_together_do_what_each_does_alone(world, tmp_path) -> None:
-    flux = make_world(tmp_path / "flux", "flux", "flux")
-    tmp_path.joinpath("out").mkdir()
-    on_two_processes("tests.alignment.sharded", str(world), str(flux), str(tmp_path / "out"))
-    first, second = (json.loads((tmp_path / "out" / f"told-{rank}.json").read_text()) for rank in (0, 1))
-    for name in (*ALGORITHMS, "family"):
-        whole, parted = first[f"{name}-1"], first[f"{name}-2"]
-        assert parted["weights"] == second[f"{name}-2"]["weights"]
-        assert whole["bytes"][0] == whole["bytes"][1]  # policy and reward have the base in common
-        assert parted["bytes"][0] == pytest.approx(
-            whole["bytes"][0] / 2, rel=0.01
-        )  # and still do, when it is dealt out
-        rel, absolute = (1e-4, 1e-6) if name != "family" else (0.05, 0.01)
-        for figure in whole.keys() - {"bytes"}:
-            assert parted[figure] == pytest.approx(whole[figure], rel=rel, abs=absolute), (name, figure)
-    assert first["mixed"] == first["alone"] == 0.5  # who was judged on the first process still teaches
-    drawn, others = ([own for own, _ in told["late"]] for told in (first, second))
-    assert drawn != others and [common for _, common in second["late"]] == drawn
+    flux, out = make_world(tmp_path / "flux", "flux", "flux"), tmp_path / "out"
+    on_two_processes("tests.alignment.sharded", world, flux, out)
+    told = [json.loads((out / f"told-{rank}.json").read_text()) for rank in (0, 1)]
+    for name, (whole, parted) in told[0].items():
+        assert parted["weights"] == told[1][name][1]["weights"]
+        assert whole["held"] == whole["base"]  # policy and reward have the base in common
+        assert parted["held"] == pytest.approx(whole["base"] / 2, rel=0.01)  # and still do, when it is dealt out
+        assert whole["gathered"] == whole["blocks"] and parted["gathered"] <= 2
+        for figure in ("loss", "grad_norm", "judged", "weights", "rewards", "distance"):
+            one, other = whole[figure], parted[figure]
+            if name == "family":  # half precision rounds sums in another order, and AdamW makes steps of it
+                one, other = (one[:1], other[:1]) if figure == "loss" else ([], [])
+            assert other == pytest.approx(one, rel=1e-4, abs=1e-6), (name, figure)
+    failing = {name: told[0][name][1]["judged"] for name in ("mixed", "alone")}
+    assert failing == {"mixed": [0.5, 0.5], "alone": [0.5, 0.5]}  # who was judged on the first process still teaches
+    # Begun by two that hold it whole, gone on by two that hold it together.
+    whole, parted = (load_file(out / name / "adapter" / WEIGHTS_FILE) for name in ("whole", "parted"))
+    assert all(torch.allclose(value, parted[key], atol=1e-4) for key, value in whole.items())
+    assert len(rows(out / "parted", "evaluation")) == len(rows(out / "whole", "evaluation")) == 2
 
 
 def test_a_base_that_cannot_be_dealt_out_is_refused(world, tmp_path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dina_lrm.alignment.algorithms import Judged
-from dina_lrm.alignment.rewards import LatentTerm, Verdict
+from dina_lrm.alignment.rewards import Finished, LatentTerm, Verdict
 from dina_lrm.alignment.run import AlignRun, DivergedError
 from dina_lrm.errors import BaseMismatchError, ConfigError, DataError, NoAnswerError, WorkError
 from dina_lrm.runtime.accelerator import create_accelerator
@@ -201,6 +201,41 @@ def test_some_rewards_that_fail_are_left_out(build) -> None:
     run = build({"kind": "flow_grpo", "group_size": 4}, rewards=(FACTORY,), given={"reward": scorer})
     row = run.update(0)
     assert row["judged"] == 7 / 8 and math.isfinite(row["loss"]) and math.isfinite(row["reward"])
+
+
+@pytest.mark.parametrize("name", ["refl", "nft", "step_dpo"])
+def test_a_dealt_out_reward_that_fails_ends_the_run_and_is_not_asked_again(build, monkeypatch, name) -> None:
+    run = build(ALGORITHMS[name])
+    network, asked = run.cast.readers[0], []
+
+    def full(*_):
+        asked.append(1)
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(network, "forward", full)
+    network.dealt_out = True
+    with pytest.raises(WorkError, match=r"several processes hold together failed: OutOfMemoryError\('no room'\)"):
+        run.update(0)
+    assert len(asked) == 1  # the others wait for no second question
+
+
+def test_a_dealt_out_reward_is_asked_for_all_samples_whatever_they_are(build) -> None:
+    run = build()
+    term, latents = run.cast.mixture.terms[0].term, torch.randn(3, *run._shape)
+    latents[1] = math.nan
+    samples = Finished(latents, PROMPTS, run.cast.policy.backbone.decode_latents, (0, 0, 0))
+    alone = term(samples)
+    run.cast.readers[0].dealt_out = True
+    together = term(samples)
+    assert alone.valid.tolist() == together.valid.tolist() == [True, False, True]
+    assert torch.allclose(alone.reward, together.reward, atol=1e-6)
+
+
+def test_what_is_given_for_a_latent_reward_must_be_one(build) -> None:
+    with pytest.raises(
+        ConfigError, match="reward reward is of kind latent, so a RewardModel is to be given, got object"
+    ):
+        build(given={"reward": object()})
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(build, monkeypatch) -> None:

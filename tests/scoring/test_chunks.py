@@ -37,7 +37,7 @@ def test_one_item_that_does_not_fit_is_an_end():
 
 def test_with_gradients_nothing_is_tried_again():
     with pytest.raises(torch.OutOfMemoryError):
-        in_chunks(4, 4, Memory(1), torch.cat, with_gradient=True)
+        in_chunks(4, 4, Memory(1), torch.cat, once=True)
 
 
 def test_another_error_is_no_matter_of_memory():

@@ -24,6 +24,7 @@ from dina_lrm.runtime.snapshots import find_snapshots
 from dina_lrm.training import LevelsConfig, OptimiserConfig, ScheduleConfig, TrainConfig, Trainer, ValidationConfig
 from dina_lrm.training import run as run_module
 from tests.pipelines import build_pipeline
+from tests.torchrun import on_two_processes
 from tests.training.fake import FakeBackbone
 from tests.training.test_large_recipes import write_preferences as write_tiny_preferences
 
@@ -364,14 +365,10 @@ def test_noise_of_validation_has_no_neighbours(configure: Configure) -> None:
 
 @pytest.mark.parametrize("max_candidates", ["", "3"])
 def test_two_processes_learn_one_model_from_strata_over_both(
-    configure: Configure, preferences: Path, root: Path, max_candidates: str
+    configure: Configure, preferences: Path, max_candidates: str
 ) -> None:
     config = configure()
-    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    process = run_beside(
-        root, *launch, "-m", "tests.training.two_processes", str(preferences), str(config.out), max_candidates
-    )
-    assert process.returncode == 0, process.stderr.decode()
+    on_two_processes("tests.training.two_processes", preferences, config.out, max_candidates)
     ended = [(config.out / f"ended-{rank}.json").read_text() for rank in (0, 1)]
     assert ended[0] == ended[1]
     assert [row["step"] for row in rows(config)] == list(range(1, 11))
@@ -387,10 +384,7 @@ def test_processes_that_hold_the_base_together_learn_the_same_model(root: Path, 
     write_tiny_preferences(tmp_path / "data", 16)
     base = build_pipeline("sd35", tmp_path / "base")
     out = tmp_path / "out"
-    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    arguments = (str(tmp_path / "data"), str(base), str(out), precision)
-    process = run_beside(root, *launch, "-m", "tests.training.sharded", *arguments)
-    assert process.returncode == 0, process.stderr.decode()
+    on_two_processes("tests.training.sharded", tmp_path / "data", base, out, precision)
     dealt = json.loads((out / "dealt.json").read_text())
     assert dealt["1"] == 0 and dealt["2"] > 0
     whole, parted = (list(read_metrics(out / n / "metrics.jsonl")) for n in "12")

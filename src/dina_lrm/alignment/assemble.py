@@ -129,6 +129,7 @@ def share_base(cast: Cast, shards: int, accelerator: Accelerator) -> None:
     shard_frozen([(b.network, b.blocks) for b in backbones], accelerator.device, accelerator.num_processes, shards)
     for reader in cast.readers:
         reader.head.to(accelerator.device)
+        reader.dealt_out = True
 
 
 def _refuse_unfit(config: AlignConfig, mixture: Mixture) -> None:
@@ -167,8 +168,12 @@ def build_term(
     }
     match config:
         case LatentRewardConfig():
-            model = given if isinstance(given, RewardModel) else _load_reward(config, policy)
-            return _local_term(model, policy, texts, run, reads)
+            if given is not None and not isinstance(given, RewardModel):
+                raise ConfigError(
+                    f"reward {config.name} is of kind latent, so a RewardModel is to be given, got {type(given).__name__}; "
+                    "configure it as kind server or factory"
+                )
+            return _local_term(given or _load_reward(config, policy), policy, texts, run, reads)
         case ServerRewardConfig():
             key = None if config.api_key_variable is None else os.environ.get(config.api_key_variable)
             if config.api_key_variable is not None and not key:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Literal, TypeAlias
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from dina_lrm.alignment.algorithms.base import Judged
-from dina_lrm.errors import ConfigError, InputError, NoAnswerError, ShapeError
+from dina_lrm.errors import ConfigError, InputError, NoAnswerError, ShapeError, WorkError
 from dina_lrm.noise import Fusion
 from dina_lrm.scoring.protocol import RewardFunction
 from dina_lrm.scoring.reward_model import RewardModel
@@ -102,12 +103,15 @@ class Term(ABC):
 
     Attributes:
         differentiable: whether gradients pass from its rewards to the latents.
-        at_once: asked for all samples in one go, whatever they are. A network that processes hold together must be asked
-            equally often by all.
+        dealt_out: processes hold its network together, so all must ask equally often: for all samples in one go, whatever they
+            are. A failure is then the end, for the others wait.
     """
 
     differentiable: bool
-    at_once: bool = False
+
+    @property
+    def dealt_out(self) -> bool:
+        return False
 
     @abstractmethod
     def ask(self, samples: Finished) -> Tensor:
@@ -126,11 +130,14 @@ class Term(ABC):
 
         What cannot be judged together is asked for one by one, so that one bad sample costs no other its reward. Wrong input
         (`InputError`) is raised. When not one sample can be judged, what the last one raised is raised.
+
+        Raises:
+            WorkError: a network that is dealt out failed.
         """
         finite = samples.latents.detach().flatten(1).isfinite().all(dim=1)
-        if self.at_once:
-            found = self.ask(samples.zeroed_where(~finite))
-            return _judged(torch.where(finite, found, torch.nan))
+        if self.dealt_out:
+            with self._end_where_others_wait():
+                return _judged(torch.where(finite, self.ask(samples.zeroed_where(~finite)), torch.nan))
         places = finite.nonzero().flatten().tolist()
         blank = samples.latents.detach().new_full((len(samples),), math.nan, dtype=torch.float32)
         if not places:
@@ -138,6 +145,26 @@ class Term(ABC):
         part = samples if len(places) == len(samples) else samples.only(places)
         found = self._as_far_as_possible(part)
         return _judged(blank.to(found.dtype).index_put((torch.tensor(places, device=blank.device),), found))
+
+    def judge_state(self, state: NoisedState, prompts: Sequence[str]) -> Judged:
+        """Rewards of noised states, with those masked that are none.
+
+        Raises:
+            WorkError: a network that is dealt out failed.
+        """
+        with self._end_where_others_wait():
+            return _judged(self.of_state(state, prompts))
+
+    @contextmanager
+    def _end_where_others_wait(self) -> Iterator[None]:
+        try:
+            yield
+        except (InputError, WorkError):
+            raise
+        except Exception as error:
+            if not self.dealt_out:
+                raise
+            raise WorkError(f"a reward whose network several processes hold together failed: {error!r}") from error
 
     def _as_far_as_possible(self, samples: Finished) -> Tensor:
         try:
@@ -191,14 +218,15 @@ class LatentTerm(Term):
     fusion: Fusion = "mean"
     band: tuple[float, float] | None = None
     differentiable: bool = field(init=False, default=False)
-    at_once: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         if self.band is not None and not 0 <= self.band[0] < self.band[1] <= 1:
             raise ConfigError(f"band must be two rising levels in 0..1, got {self.band}")
-        here = isinstance(self.reward, RewardModel)
-        object.__setattr__(self, "differentiable", here)
-        object.__setattr__(self, "at_once", here)
+        object.__setattr__(self, "differentiable", isinstance(self.reward, RewardModel))
+
+    @property
+    def dealt_out(self) -> bool:
+        return isinstance(self.reward, RewardModel) and self.reward.network.dealt_out
 
     def ask(self, samples: Finished) -> Tensor:
         return self.scored(samples, self._levels(samples)).reward.to(samples.latents.device)
@@ -335,11 +363,7 @@ class Mixture:
     def of_state(self, state: NoisedState, prompts: Sequence[str], group_size: int, ask: Ask = directly) -> Verdict:
         """Judge noised states as they stand."""
         self._check_group(group_size)
-
-        def judge(term: Term) -> Judged:
-            return _judged(term.of_state(state, prompts))
-
-        parts = {w.name: ask(w.name, partial(judge, w.term), len(state)) for w in self.terms}
+        parts = {w.name: ask(w.name, partial(w.term.judge_state, state, prompts), len(state)) for w in self.terms}
         return Verdict(self._total(parts, group_size), parts)
 
     def _check_group(self, group_size: int) -> None:

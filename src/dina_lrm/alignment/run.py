@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import set_checkpoint_early_stop
 
 from dina_lrm.alignment.algorithms import Actors, Judged, PromptBatch, Step
 from dina_lrm.alignment.assemble import latents_shape, load_cast, real_latents, share_base
@@ -42,7 +41,7 @@ class DivergedError(WorkError):
 
 
 # What may differ between a run and its continuation: none of it changes what is learned.
-FREE_KEYS = {"out", "save_every", "keep_last", "device", "reward_patience", "max_failed_updates"}
+FREE_KEYS = {"out", "save_every", "keep_last", "device", "base_shards", "reward_patience", "max_failed_updates"}
 
 
 def run_identity(config: AlignConfig, num_processes: int) -> dict[str, Any]:
@@ -56,7 +55,7 @@ def run_identity(config: AlignConfig, num_processes: int) -> dict[str, Any]:
 
 
 def _tied(judged: Judged, latents: Tensor) -> Judged:
-    """Rewards with a way back to the latents, of gradient 0 if nobody could judge them: every process goes back alike."""
+    """Rewards with a way back to the latents, of gradient 0 if nobody could judge them: all processes go back alike."""
     if not latents.requires_grad or judged.reward.requires_grad:
         return judged
     way = latents.flatten(1).sum(dim=1).to(judged.reward)
@@ -140,7 +139,8 @@ class AlignRun:
             guidance=config.sampler.guidance,
             parameters=self._parameters,
             real=real,
-            agreed=partial(as_first_process, self.accelerator) if self._shared else int,
+            agreed=partial(as_first_process, self.accelerator),
+            steps_again=not self._shared,
         )
 
     def _evaluate_with(self, held_out: tuple[str, ...]) -> Evaluation:
@@ -183,12 +183,10 @@ class AlignRun:
         running = [self._begin(number, micro) for micro in range(self.config.micro_batches)]
         steps: list[Step] = []
         norms: list[float] = []
-        # A forward pass that is computed again and broken off where no more is needed would leave gathered weights behind.
-        with set_checkpoint_early_stop(False) if self._shared else nullcontext():
-            while (found := self._backward(running)) is not None:
-                steps += found
-                if found[-1].ends:
-                    norms.append(self._step(number, found))
+        while (found := self._backward(running)) is not None:
+            steps += found
+            if found[-1].ends:
+                norms.append(self._step(number, found))
         self.algorithm.finish(self._actors)
         seconds = time.perf_counter() - started
         self.seconds += seconds
@@ -287,7 +285,7 @@ class AlignRun:
         )
         verdict = self.cast.mixture(samples, self._patiently)
         self._verdicts.append(verdict)
-        return _tied(verdict.total, latents)
+        return _tied(verdict.total, latents) if self._shared else verdict.total
 
     def _judge_state(self, state: NoisedState, batch: PromptBatch) -> Judged:
         verdict = self.cast.mixture.of_state(state, batch.prompts, batch.group_size, self._patiently)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
@@ -58,24 +59,36 @@ def shard_frozen(
     from torch.distributed.fsdp import fully_shard
     from torch.distributed.tensor import DTensor
 
+    # Blocks return views, which torch warns of: writing into one would lose its gradient. None of diffusers' does.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module", category=UserWarning)
     mesh = init_device_mesh(device.type, (num_processes // shards, shards), mesh_dim_names=("copy", "part"))["part"]
     # Where everything is must be known before anything is freed: what is freed is given to others.
-    homes = [(module, leaf, _place(held)) for network, _ in networks for module, leaf, held in _tensors(network)]
-    for network, blocks in networks:
+    homes = [[(module, leaf, _place(value)) for module, leaf, value in _tensors(network)] for network, _ in networks]
+    known: dict[Place, Any] = {}
+    for (network, blocks), home in zip(networks, homes, strict=True):
+        for module, leaf, place in home:
+            if (
+                place in known and leaf in module._parameters
+            ):  # an earlier network has it: it is not to be dealt out twice
+                module._parameters[leaf] = _without_storage(module._parameters[leaf])
         for block in blocks:
-            fully_shard(block, mesh=mesh, ignored_params={p for p in block.parameters() if p.requires_grad})
+            fully_shard(block, mesh=mesh, ignored_params={p for n, p in block.named_parameters() if _stays_whole(n, p)})
         # A root with nothing of its own: it lets a block be gathered while the one before it runs.
         fully_shard(network, mesh=mesh, ignored_params=set(network.parameters()))
-    known: dict[Place, Any] = {}
-    for module, leaf, place in homes:
-        held = module._parameters if leaf in module._parameters else module._buffers
-        value: Any = held[leaf]
-        if isinstance(value, nn.Parameter) and value.requires_grad:
-            value.data = value.data.to(device)
-            continue
-        if place not in known:
-            known[place] = value if isinstance(value, DTensor) else _moved(value, device)
-        held[leaf] = known[place]
+        for module, leaf, place in home:
+            held = module._parameters if leaf in module._parameters else module._buffers
+            value: Any = held[leaf]
+            if isinstance(value, nn.Parameter) and value.requires_grad:
+                value.data = value.data.to(device)
+                continue
+            if place not in known:
+                known[place] = value if isinstance(value, DTensor) else _moved(value, device)
+            held[leaf] = known[place]
+
+
+def _stays_whole(name: str, parameter: nn.Parameter) -> bool:
+    """What is learned; and adapters of others, of another dtype than the base, which older versions gather apart or not at all."""
+    return parameter.requires_grad or "lora_" in name
 
 
 def _tensors(network: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
@@ -87,6 +100,10 @@ def _tensors(network: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
 
 def _place(tensor: Tensor) -> Place:
     return tensor.untyped_storage().data_ptr(), int(tensor.storage_offset()), tensor.shape
+
+
+def _without_storage(parameter: Any) -> nn.Parameter:
+    return nn.Parameter(parameter.detach().to("meta"), False)
 
 
 def _moved(value: Any, device: torch.device) -> Any:

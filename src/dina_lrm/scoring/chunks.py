@@ -14,18 +14,19 @@ T = TypeVar("T")
 
 
 def in_chunks(
-    count: int, size: int, read: Callable[[slice], T], join: Callable[[Sequence[T]], T], with_gradient: bool = False
+    count: int, size: int, read: Callable[[slice], T], join: Callable[[Sequence[T]], T], once: bool = False
 ) -> T:
     """Read `count` items, at most `size` at once; out of memory halves the size and goes on with what is not yet read.
 
-    Where a gradient is kept nothing is tried again: the graph of what was read keeps its memory.
+    Nothing is tried again where a gradient is kept, for the graph of what was read keeps its memory, nor where processes hold the
+    network together and must run it equally often.
 
     Args:
         count: of items.
         size: of the first chunk.
         read: of a slice of the items to what is known of them.
         join: of the chunks' findings.
-        with_gradient: a graph is kept.
+        once: out of memory is raised.
 
     Returns:
         What is known of all items, in order.
@@ -39,7 +40,7 @@ def in_chunks(
         try:
             parts.append(read(slice(start, min(start + size, count))))
         except RuntimeError as error:
-            if not _is_out_of_memory(error) or with_gradient:
+            if not _is_out_of_memory(error) or once:
                 raise
             if size == 1:
                 raise WorkError(

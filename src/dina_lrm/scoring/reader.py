@@ -14,7 +14,7 @@ from dina_lrm.types import Features, NoisedState
 
 
 def read(network: RewardNetwork, reading: Reading, size: int, gradient_checkpointing: bool = False) -> Tensor:
-    """Utilities that a reading asks for, in passes of at most `size` states; out of memory halves them.
+    """Utilities that a reading asks for, in passes of at most `size` states; out of memory halves them (`in_chunks`).
 
     Args:
         network: backbone and head.
@@ -42,7 +42,8 @@ def read(network: RewardNetwork, reading: Reading, size: int, gradient_checkpoin
 
             return checkpoint(again, state.noised_latents, use_reentrant=False)
 
-        utility = in_chunks(len(reading), size, utilities, lambda parts: torch.cat(list(parts)), with_gradient)
+        once = with_gradient or network.dealt_out
+        utility = in_chunks(len(reading), size, utilities, lambda parts: torch.cat(list(parts)), once)
     else:
         units = max(1, size // reading.joined)
         parts = [reading[start : start + units] for start in range(0, len(reading), units)]
@@ -60,7 +61,7 @@ def _joined(network: RewardNetwork, reading: Reading, size: int, with_gradient: 
             state = NoisedState(noised_latents[part], sigma[part])
             return network.features(state, reading.conditioning[rows[part]])
 
-        seen = in_chunks(len(rows), size, features, Features.cat, with_gradient)
+        seen = in_chunks(len(rows), size, features, Features.cat, with_gradient or network.dealt_out)
         return network.read_joined([seen[level :: reading.joined] for level in range(reading.joined)])
 
     if recompute:

@@ -33,7 +33,7 @@ __all__ = ["TrainingRun", "run_identity"]
 Row = dict[str, int | float | str | None]
 
 # What may differ between a run and its continuation: none of it changes what is learned.
-FREE_KEYS = {"out", "validation", "save_every", "keep_last", "device"}
+FREE_KEYS = {"out", "validation", "save_every", "keep_last", "device", "base_shards"}
 
 
 def run_identity(config: TrainConfig, num_processes: int) -> dict[str, Any]:

@@ -105,8 +105,10 @@ class Actors:
         guidance: scale in rollouts; 1 is none.
         parameters: what the policy learns, by name.
         real: so many real latents `[n c h w]` with their conditioning, drawn by a CPU generator; None where there are none.
-        agreed: a number on which hangs how often the policy is asked: where processes hold one network together they must ask
-            equally often, so each brings its own and all get the first's.
+        agreed: of a number on which hangs how often the policy is asked each process brings its own and all get the first's: where
+            they hold one network together they must ask equally often.
+        steps_again: whether a whole step may be computed again for its gradient. Not where processes hold the network together: what
+            blocks gather inside a backward pass they keep to its end; blocks compute themselves again there.
     """
 
     policy: Field
@@ -119,6 +121,7 @@ class Actors:
     parameters: Mapping[str, nn.Parameter]
     real: Callable[[int, torch.Generator], tuple[Tensor, Conditioning]] | None = None
     agreed: Callable[[int], int] = int
+    steps_again: bool = True
 
     @property
     def guided(self) -> Guided:

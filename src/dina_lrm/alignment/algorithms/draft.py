@@ -1,8 +1,9 @@
 """DRaFT-K and DRaFT-LV (Clark et al. 2023, arXiv 2309.17400): the reward's gradient through the last K steps.
 
 The steps before are taken without gradient. Those with one keep no activations: each is computed again when the gradient
-comes back. LV lowers the variance of K = 1: several fresh noisings of the finished sample down to the last level are each
-finished with gradient, and their gradients averaged.
+comes back; of a base that processes hold together it is the blocks that do so, with `gradient_checkpointing`. LV lowers the
+variance of K = 1: several fresh noisings of the finished sample down to the last level are each finished with gradient, and
+their gradients averaged.
 """
 
 from __future__ import annotations
@@ -75,7 +76,10 @@ class Draft(Algorithm):
             return ode_step(state, actors.guided(state, batch.conditioning), following).noised_latents
 
         for sigma, following in zip(grid[first:], grid[first + 1 :], strict=False):
-            latents = checkpoint(step, latents, sigma, following, use_reentrant=False)
+            if actors.steps_again:
+                latents = checkpoint(step, latents, sigma, following, use_reentrant=False)
+            else:
+                latents = step(latents, sigma, following)
         return latents
 
     def _noised(self, latents: Tensor, sigma: float, generator: torch.Generator) -> list[Tensor]:
