@@ -18,7 +18,7 @@ from dina_lrm.alignment import Aligner
 from dina_lrm.alignment.run import AlignRun
 from dina_lrm.errors import ConfigError, WorkError
 from dina_lrm.generation.policy import WEIGHTS_FILE
-from tests.alignment.tiny import configured, make_world
+from tests.alignment.tiny import Clock, configured, make_world
 from tests.torchrun import on_two_processes
 
 JUDGE = {"kind": "factory", "make": "tests.alignment.tiny:make_scorer"}
@@ -181,7 +181,7 @@ def test_an_alarm_may_strengthen_the_pull_instead(world, tmp_path, monkeypatch) 
 def test_a_reward_that_is_away_during_a_measurement_is_waited_for_and_then_resumed(
     world, tmp_path, monkeypatch
 ) -> None:
-    monkeypatch.setattr("dina_lrm.alignment.run.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("dina_lrm.alignment.run.time", Clock())
     gone: list[bool] = []
 
     def scorer(pixels, prompts):
@@ -210,7 +210,10 @@ def test_a_reward_that_is_away_during_a_measurement_is_waited_for_and_then_resum
     given = {"reward": scorer}
     with monkeypatch.context() as patch:
         patch.setattr(AlignRun, "update", then_gone)
-        with pytest.raises(WorkError, match=r"not answered for 3 s: gone. 1 updates are saved"):
+        with (
+            pytest.warns(UserWarning, match="the reward is away, asked again for 3 s: gone"),
+            pytest.raises(WorkError, match=r"not answered for 3 s: gone. 1 updates are saved"),
+        ):
             Aligner(config("parted"), rewards=given, quiet=True).run()
     gone.clear()
     Aligner(config("parted"), rewards=given, quiet=True).run(resume="auto")

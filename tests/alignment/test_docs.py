@@ -38,9 +38,10 @@ def test_the_lines_run(tmp_path, monkeypatch) -> None:
     assert run.adapter.name == "adapter" and len(SNIPPETS) == 3
     monkeypatch.chdir(tmp_path)
     for snippet in sorted(SNIPPETS, key=lambda snippet: "load_lora" in snippet):  # a policy wants a bare pipeline
-        small = snippet.replace("64, 64)", "8, 8)").replace("(28,", "(4,").replace("24, 25, 26, 27", "2, 3")
+        small = snippet.replace("worlds/emoji/pipeline", str(world / "base")).replace("(28,", "(4,")
+        small = small.replace("worlds/emoji/reward", str(world / "reward")).replace("24, 25, 26, 27", "2, 3")
         exec(compile(small, "docs/alignment.md", "exec"), names)
-    assert pipeline.get_active_adapters() and callable(names["score_functions"]["dina"]("cpu"))
+    assert names["pipeline"].get_active_adapters() and callable(names["score_functions"]["dina"]("cpu"))
     learned = Path("runs/own-loop/pytorch_lora_weights.safetensors")
     assert learned.is_file() and torch.isfinite(names["loss"])
 

@@ -14,7 +14,7 @@ from dina_lrm.alignment.rewards import Finished, LatentTerm, Verdict
 from dina_lrm.alignment.run import AlignRun, DivergedError
 from dina_lrm.errors import BaseMismatchError, ConfigError, DataError, NoAnswerError, WorkError
 from dina_lrm.runtime.accelerator import create_accelerator
-from tests.alignment.tiny import ALGORITHMS, FACTORY, PROMPTS, configured, make_world, mean_colour
+from tests.alignment.tiny import ALGORITHMS, FACTORY, PROMPTS, Clock, configured, make_world, mean_colour
 from tests.pipelines import build_pipeline
 
 
@@ -114,8 +114,8 @@ def test_a_killed_run_that_is_loaded_goes_on_to_the_same_bits(build, tmp_path) -
 
 
 def test_a_server_that_comes_back_costs_nothing(build, monkeypatch) -> None:
-    slept: list[float] = []
-    monkeypatch.setattr("dina_lrm.alignment.run.time.sleep", slept.append)
+    clock = Clock()
+    monkeypatch.setattr("dina_lrm.alignment.run.time", clock)
     absences = iter((True, True, False))
 
     def scorer(pixels, prompts):
@@ -126,20 +126,21 @@ def test_a_server_that_comes_back_costs_nothing(build, monkeypatch) -> None:
     plain = build({"kind": "dpo", "group_size": 2}, rewards=(FACTORY,), given={"reward": mean_colour})
     plain.update(0)
     waited = build({"kind": "dpo", "group_size": 2}, rewards=(FACTORY,), given={"reward": scorer})
-    waited.update(0)
-    assert slept == [1.0, 2.0]
+    with pytest.warns(UserWarning, match=r"the reward is away, asked again for 600 s: nobody there"):
+        waited.update(0)
+    assert clock.slept == [1.0, 2.0]
     assert all(torch.equal(value, weights(waited)[name]) for name, value in weights(plain).items())
 
 
 def test_a_server_that_stays_away_ends_the_run_before_anything_moved(build, monkeypatch) -> None:
-    monkeypatch.setattr("dina_lrm.alignment.run.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("dina_lrm.alignment.run.time", Clock())
 
     def away(pixels, prompts):
         raise ConnectionError("refused")
 
     run = build({"kind": "dpo", "group_size": 2}, rewards=(FACTORY,), given={"reward": away}, reward_patience=20.0)
     before = weights(run)
-    with pytest.raises(WorkError, match=r"not answered for 31 s: refused"):
+    with pytest.warns(UserWarning, match="away"), pytest.raises(WorkError, match=r"not answered for 20 s: refused"):
         run.update(0)
     assert all(torch.equal(value, weights(run)[name]) for name, value in before.items())
 
@@ -289,7 +290,7 @@ def test_prompts_that_are_no_prompts_are_refused(world, tmp_path) -> None:
 
     with pytest.raises(DataError, match="holds no prompts"):
         run_with("\n\n")
-    with pytest.raises(DataError, match=r"1 of 3 prompts are longer than the generator reads.*cut_prompts=true"):
+    with pytest.raises(DataError, match=r"1 of 2 prompts are longer than the generator reads.*cut_prompts=true"):
         run_with("short\n" + "word " * 200)
     with pytest.warns(UserWarning, match="longer than"):
         run_with("word " * 200, cut_prompts=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,21 @@ def configured(world: Path, out: Path, algorithm: dict[str, Any] | None = None, 
         **changes,
     }
     return AlignConfig.model_validate(values)
+
+
+class Clock:
+    """Time that passes only in sleep; stands in for the module."""
+
+    def __init__(self) -> None:
+        self.slept: list[float] = []
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+
+    def monotonic(self) -> float:
+        return sum(self.slept)
+
+    perf_counter = staticmethod(time.perf_counter)
 
 
 def mean_colour(pixels: torch.Tensor, prompts: Any) -> torch.Tensor:

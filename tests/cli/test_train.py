@@ -118,7 +118,7 @@ def test_module_and_function(monkeypatch: pytest.MonkeyPatch) -> None:
     assert recipes.read_recipe("my_recipes:recipe", TrainConfig).num_steps == 3
     with pytest.raises(ConfigError, match='unknown key "epocs"'):
         recipes.read_recipe("my_recipes:wrong", TrainConfig)
-    with pytest.raises(ConfigError, match="must return a TrainConfig, got NoneType"):
+    with pytest.raises(ConfigError, match="must return a configuration of class TrainConfig, got NoneType"):
         recipes.read_recipe("my_recipes:nothing", TrainConfig)
     with pytest.raises(ConfigError, match="no function 'number'"):
         recipes.read_recipe("my_recipes:number", TrainConfig)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -159,7 +160,8 @@ class _Loop:
             last = done == config.num_updates
             if self.log is not None:
                 self.log.write(row)
-            bar.advance(**{name: float(row[name] or 0) for name in ("loss", "reward") if name in row})
+            reward = row[f"reward/{config.rewards[0].name}"]  # as it is: a mixture's own may be normalised to 0
+            bar.advance(loss=float(row["loss"] or 0), reward=float(reward if reward is not None else math.nan))
             try:
                 fooled = self._measure(done) if _due(done, config.evaluation.every) or last else None
             except WorkError as error:
@@ -182,6 +184,8 @@ class _Loop:
         if self.run.accelerator.num_processes > 1 or self.run.moved:
             # Other processes do not know, and nobody may wait for them; an update that is half made is no place to go on from.
             return WorkError(f'{error}. Go on from the last snapshot with resume="auto" (--resume auto)')
+        if not done:
+            return error  # there is nothing to go on from
         self.run.save(done, self.identity)
         return WorkError(f'{error}. {done} updates are saved: go on with resume="auto" (--resume auto)')
 

@@ -81,6 +81,7 @@ def load_cast(
         BaseMismatchError: a reward of another latent space.
         ConfigError: a reward without what the algorithm needs.
     """
+    _refuse_blind(config, [r.name for r in config.rewards if _passes_no_gradient(r)])
     # What is to be dealt out is whole in no accelerator's memory: `share_base` brings each its part.
     place = "cpu" if config.base_shards > 1 else device
     pipeline = load_pipeline(config.base, DTYPES[config.dtype], place, config.base_revision)
@@ -94,7 +95,6 @@ def load_cast(
     texts, cache = tuple(dict.fromkeys((*prompts, ""))), config.out / "cache"
     if not config.cut_prompts:
         refuse_cut(policy.backbone, texts, "the generator")
-    table = encode_prompts_once(policy.backbone, texts, cache)
 
     def weighted(reward: AnyReward) -> Weighted:
         term = build_term(reward, policy, texts, config, (given or {}).get(reward.name))
@@ -103,6 +103,7 @@ def load_cast(
     mixture = Mixture(tuple(map(weighted, config.rewards)), config.normalise)
     judges = tuple(map(weighted, config.evaluation.judges))
     _refuse_unfit(config, mixture)
+    table = encode_prompts_once(policy.backbone, texts, cache)
     policy.drop_text_encoders()
     return Cast(policy, mixture, judges, table.lookup, tuple(_readers(config, given or {}, (*mixture.terms, *judges))))
 
@@ -132,16 +133,29 @@ def share_base(cast: Cast, shards: int, accelerator: Accelerator) -> None:
         reader.dealt_out = True
 
 
-def _refuse_unfit(config: AlignConfig, mixture: Mixture) -> None:
-    algorithm = config.algorithm.build()
-    blind = [weighted.name for weighted in mixture.terms if not weighted.term.differentiable]
-    if algorithm.needs_gradient and blind:
+def _passes_no_gradient(config: AnyReward) -> bool:
+    """As far as a configuration tells."""
+    match config:
+        case ServerRewardConfig():
+            return True
+        case FactoryRewardConfig():
+            return config.reads == "pixels" and not config.differentiable
+        case _:
+            return False
+
+
+def _refuse_blind(config: AlignConfig, blind: Sequence[str]) -> None:
+    if config.algorithm.build().needs_gradient and blind:
         raise ConfigError(
             f"{config.algorithm.kind} climbs the reward's gradient, and none passes through {', '.join(blind)}; take a latent "
             "reward model in this process, a differentiable scorer, or an algorithm that only ranks (flow_grpo, nft, dpo)"
         )
+
+
+def _refuse_unfit(config: AlignConfig, mixture: Mixture) -> None:
+    _refuse_blind(config, [weighted.name for weighted in mixture.terms if not weighted.term.differentiable])
     stateless = [w.name for w in mixture.terms if not (isinstance(w.term, LatentTerm) and w.term.text is not None)]
-    if algorithm.reads_states and stateless:
+    if config.algorithm.build().reads_states and stateless:
         raise ConfigError(
             f"{config.algorithm.kind} judges noised states, which {', '.join(stateless)} cannot read; take latent reward "
             "models in this process"

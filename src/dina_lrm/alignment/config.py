@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
@@ -44,12 +46,14 @@ Level = Annotated[float, Field(ge=0, le=1)]
 
 
 def made_by(make: str) -> Callable[..., Any]:
-    """What `module:function` names.
+    """What `module:function` names; modules that lie in the working directory are found.
 
     Raises:
         ConfigError: there is no such module or function.
     """
     module, colon, name = make.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # last: a file that lies here hides no package
     try:
         found = getattr(importlib.import_module(module), name) if colon else None
     except (ImportError, AttributeError) as error:

@@ -49,14 +49,16 @@ def _of_file(path: Path) -> list[str]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"prompts cannot be read from {path}: {error}") from error
-    if path.suffix != ".jsonl":
+    if path.suffix not in (".txt", ".jsonl"):
+        raise DataError(f'{path} must be .txt, a prompt a line, or .jsonl with a "prompt" each; rename or convert it')
+    if path.suffix == ".txt":
         return [line for line in lines if line.strip()]
     found = []
     for number, line in enumerate(lines, 1):
         try:
             found.append(json.loads(line)["prompt"])
         except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f'line {number} of {path} is no JSON object with a "prompt": {error!r}') from error
+            raise DataError(f'line {number} of {path} is no JSON object with a "prompt": {line[:80]!r}') from error
     return found
 
 
@@ -67,7 +69,7 @@ def evenly(prompts: Sequence[str], count: int) -> tuple[str, ...]:
 
 
 def refuse_cut(backbone: Backbone, prompts: Sequence[str], whose: str) -> None:
-    """Refuse prompts that a text encoder would not read to their end.
+    """Refuse prompts that a text encoder would not read to their end; the empty one is nobody's.
 
     Raises:
         DataError: naming the first, and how many there are.
@@ -76,6 +78,6 @@ def refuse_cut(backbone: Backbone, prompts: Sequence[str], whose: str) -> None:
     if cut:
         first = cut[0] if len(cut[0]) < 100 else f"{cut[0][:97]}..."
         raise DataError(
-            f"{len(cut)} of {len(prompts)} prompts are longer than {whose} reads, the first: {first!r}; shorten them, or take "
+            f"{len(cut)} of {sum(map(bool, prompts))} prompts are longer than {whose} reads, the first: {first!r}; shorten them, or take "
             "them cut (cut_prompts=true)"
         )

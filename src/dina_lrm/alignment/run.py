@@ -315,19 +315,24 @@ class AlignRun:
         Raises:
             WorkError: for longer than the run has patience.
         """
-        waited, pause = 0.0, 1.0
+        began, pause = time.monotonic(), 1.0
         while True:
             try:
                 return ask()
             except AWAY as error:
-                if waited >= self.config.reward_patience:
+                waited, patience = time.monotonic() - began, self.config.reward_patience
+                if waited >= patience:
                     raise WorkError(f"the reward has not answered for {waited:.0f} s: {error}") from error
-                time.sleep(pause)
-                waited, pause = waited + pause, min(2 * pause, 30.0)
+                if pause == 1:
+                    warnings.warn(f"the reward is away, asked again for {patience:.0f} s: {error}", stacklevel=2)
+                time.sleep(min(pause, patience - waited))
+                pause = min(2 * pause, 30.0)
 
     def _figures(self, steps: list[Step]) -> Row:
         """Means over the update and over processes."""
-        told: dict[str, list[Tensor]] = {"loss": [step.loss for step in steps]}
+        # Parts of one optimiser step's loss add up; micro batches, which end as often, are averaged.
+        whole = torch.stack([step.loss.float() for step in steps]).sum() / sum(step.ends for step in steps)
+        told: dict[str, list[Tensor]] = {"loss": [whole]}
         for step in steps:
             for name, value in step.figures.items():
                 told.setdefault(name, []).append(value.detach())

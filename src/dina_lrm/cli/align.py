@@ -24,7 +24,11 @@ def align(
     from dina_lrm.cli.recipes import read_recipe
 
     config = read_recipe(recipe, AlignConfig, overrides, out)
-    found = Aligner(config, on_evaluation=_draw).run(resume_of(resume))
+    aligner = Aligner(config, on_evaluation=_draw)
+    found = aligner.run(resume_of(resume))
+    assert aligner.run_state is not None
+    if not aligner.run_state.accelerator.is_main_process:
+        return  # one of several speaks
     if found.stopped is not None:
         print(f"the monitor {found.stopped}", file=sys.stderr)
     page = config.out / "index.html"
@@ -39,9 +43,28 @@ def align(
             }
         )
         return
+    for gain in _gains(config.out):
+        print(gain, file=sys.stderr)
     if page.exists():
         print(f"the page: {page}", file=sys.stderr)
     print(found.adapter)
+
+
+def _gains(out: Path) -> list[str]:
+    """What the last measurement found, a line a reward and judge."""
+    from dina_lrm.runtime.metrics_log import read_metrics
+
+    looks = [row for row in read_metrics(out / "metrics.jsonl") if row["kind"] == "evaluation"]
+    if not looks or not looks[-1]["step"]:
+        return []
+    last = looks[-1]
+    names = [name for name in last if name.startswith("gain/") and name.count("/") == 1]
+    return [
+        f"gain of {name.removeprefix('gain/')} after {last['step']} updates: {last[name]:+.3g}, "
+        f"95 % {last[f'{name}/low']:+.3g} to {last[f'{name}/high']:+.3g}"
+        for name in names
+        if last[name] is not None
+    ]
 
 
 def _draw(out: Path) -> None:

@@ -64,7 +64,9 @@ def find_recipe(name: str, cls: type[ConfigT]) -> ConfigT:
     if not isinstance(config, cls):
         other = {"TrainConfig": "train", "AlignConfig": "align"}.get(type(config).__name__)
         hint = f"; that is one for `dina-lrm {other}`" if other else ""
-        raise ConfigError(f"recipe {name} must return a {cls.__name__}, got {type(config).__name__}{hint}")
+        raise ConfigError(
+            f"recipe {name} must return a configuration of class {cls.__name__}, got {type(config).__name__}{hint}"
+        )
     return config
 
 

@@ -130,7 +130,16 @@ def sample(
     with whole_prompt(cut_prompt):
         judge = studio.judge(prompt, finished)
         found, passes = studio.search(plan, prompt, shape, steps, guidance, seed, judge, max_batch_size)
-    _tell(_written(studio, found, out, prompt), found, plan, passes, steps * (1 if guidance == 1 else 2), as_json)
+    rows = _written(studio, found, out, prompt)
+    drawn = {
+        "pruned": str(out / "pruned.png") if found.selections else None,
+        "base": studio.policy.backbone.base,
+        "adapter": None if adapter is None else str(adapter),
+        "seed": seed,
+        "steps": steps,
+        "guidance": guidance,
+    }
+    _tell(rows, found, plan, passes, steps * (1 if guidance == 1 else 2), drawn, as_json)
 
 
 @dataclass(frozen=True)
@@ -394,7 +403,13 @@ def _choices(studio: _Studio, found: Found) -> list[Choice]:
 
 
 def _tell(
-    rows: list[dict[str, Any]], found: Found, plan: _Plan, passes: int, passes_of_one: int, as_json: bool
+    rows: list[dict[str, Any]],
+    found: Found,
+    plan: _Plan,
+    passes: int,
+    passes_of_one: int,
+    drawn: dict[str, Any],
+    as_json: bool,
 ) -> None:
     """Rewards, and what it cost beside finishing all."""
     every = plan.start * passes_of_one
@@ -413,7 +428,7 @@ def _tell(
         for row in rows:
             print_json(row)
         cost = {"network_passes": passes, "network_passes_of_all": every, "states_read": found.reward_evaluations}
-        print_json({**cost, "choices": choices})
+        print_json({**cost, "choices": choices, **drawn})
         return
     for choice in choices:
         print(f"sigma {choice['sigma']:.3f}: {choice['kept']} of {choice['candidates']} kept")

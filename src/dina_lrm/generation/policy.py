@@ -142,6 +142,7 @@ class Policy(nn.Module):
         part = self.backbone.part
         assert self.backbone.config.adapter is not None
         metadata = self.backbone.lora_config(self.backbone.config.adapter).to_dict()
+        metadata["target_modules"] = sorted(metadata["target_modules"])  # peft's set has an order of its own each time
         with atomic_folder(Path(folder)) as place:
             type(self.pipeline).save_lora_weights(
                 place,

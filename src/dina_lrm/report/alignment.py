@@ -28,7 +28,7 @@ _LEVEL_COLOURS = (BLUE, PURPLE, GREEN, AMBER, RED)
 _SIGNALS = {
     "judge": "Judge {} below its best, in sd",
     "divergence": "Judge below its best while the reward rises, in sd: {}",
-    "disagreement": "Gains against each other, − rank correlation: {}",
+    "disagreement": "Gains against each other, rank correlation with its sign turned: {}",
     "spread": "Shift of the spread over noise of {}, in sd",
     "profile": "Gain of {} at one level beyond the others, in sd",
     "range": "Samples beyond the start’s range of {}, %",

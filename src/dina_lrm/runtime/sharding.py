@@ -32,7 +32,7 @@ def check_shards(shards: int, num_processes: int) -> None:
     if num_processes % shards:
         raise ConfigError(
             f"base_shards={shards} must divide the number of processes, which is {num_processes}; "
-            "start as many with torchrun --nproc-per-node, or set base_shards=1"
+            f"start {shards} or a multiple with torchrun --nproc-per-node, or set base_shards=1"
         )
     from torch.distributed.fsdp import fully_shard
 
