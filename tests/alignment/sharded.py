@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,17 @@ def lived(config: AlignConfig, given: dict[str, Any], updates: int = 2) -> dict[
     """What a run says of itself after its updates and a measurement."""
     run = AlignRun(config, create_accelerator(device="cpu"), given)
     blocks = run.cast.policy.backbone.blocks
+    every = [*blocks, *(block for reader in run.cast.readers for block in reader.backbone.blocks)]
+    drawn: list[int] = []
+    agreed = run._actors.agreed
+    run._actors = replace(run._actors, agreed=lambda place: agreed(drawn.append(place) or place))
     peak = [0]
 
     def count(*_: Any) -> None:
-        whole = sum(not isinstance(base_of(block)[0], DTensor) for block in blocks)
+        whole = sum(not isinstance(base_of(block)[0], DTensor) for block in every)
         peak.append(max(peak.pop(), whole))
 
-    for block in blocks:
+    for block in every:
         block.register_forward_pre_hook(count)
     rows = [run.update(number) for number in range(updates)]
     measured = run.evaluate(updates).measurement
@@ -58,8 +63,10 @@ def lived(config: AlignConfig, given: dict[str, Any], updates: int = 2) -> dict[
         "distance": measured.distance.tolist(),
         "held": sum(storages.values()),
         "base": sum(p.nbytes for block in blocks for p in base_of(block)),
-        "blocks": len(blocks),
+        "blocks": len(every),
         "gathered": peak[0],
+        "left": sum(not isinstance(p, DTensor) for block in every for p in base_of(block)),
+        "drawn": drawn,
     }
 
 
@@ -89,6 +96,7 @@ def main(world: str, other_world: str, out: str) -> None:
     cases["late"] = {"algorithm": {"kind": "refl", "late": 1.0}}
     # Blocks of two kinds, in half precision beside adapters in single, computed again for the gradient.
     cases["family"] = {"algorithm": ALGORITHMS["draft"], "dtype": "bfloat16", "gradient_checkpointing": True}
+    cases["again"] = {"algorithm": ALGORITHMS["draft"], "gradient_checkpointing": True}
     # A scorer that fails on one process keeps nobody waiting, its gradient climbed alone or beside another's.
     cases["mixed"], cases["alone"] = {"rewards": (FACTORY, None)}, {"rewards": (FACTORY,)}
     told = {}

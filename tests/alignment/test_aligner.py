@@ -283,12 +283,14 @@ def test_processes_that_hold_the_base_together_do_what_each_does_alone(world, tm
         assert parted["weights"] == told[1][name][1]["weights"]
         assert whole["held"] == whole["base"]  # policy and reward have the base in common
         assert parted["held"] == pytest.approx(whole["base"] / 2, rel=0.01)  # and still do, when it is dealt out
-        assert whole["gathered"] == whole["blocks"] and parted["gathered"] <= 2
+        assert whole["gathered"] == whole["blocks"] and parted["gathered"] <= 2 and parted["left"] == 0
         for figure in ("loss", "grad_norm", "judged", "weights", "rewards", "distance"):
             one, other = whole[figure], parted[figure]
             if name == "family":  # half precision rounds sums in another order, and AdamW makes steps of it
-                one, other = (one[:1], other[:1]) if figure == "loss" else ([], [])
-            assert other == pytest.approx(one, rel=1e-4, abs=1e-6), (name, figure)
+                one, other = (one[:1], other[:1]) if figure in ("loss", "grad_norm", "judged") else ([], [])
+            near = 0.05 if name == "family" and figure == "grad_norm" else 1e-4
+            assert other == pytest.approx(one, rel=near, abs=1e-6), (name, figure)
+    assert told[0]["late"][1]["drawn"] != told[1]["late"][1]["drawn"]  # or nothing had to be agreed
     failing = {name: told[0][name][1]["judged"] for name in ("mixed", "alone")}
     assert failing == {"mixed": [0.5, 0.5], "alone": [0.5, 0.5]}  # who was judged on the first process still teaches
     # Begun by two that hold it whole, gone on by two that hold it together.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 SMALL = ("--set", "num_updates=1", "--set", "prompts_per_update=1", "--set", "evaluation.num_prompts=2")
@@ -14,6 +15,9 @@ def test_it_ends_with_the_adapter_and_says_where_the_page_is_and_goes_on_when_as
     assert ran.status == 0, ran.err
     assert ran.out.splitlines() == [str(out / "adapter")]
     assert f"the page: {out / 'index.html'}" in ran.err
+    assert re.search(r"gain of oracle after 1 updates: [+-][\d.e-]+, 95 % [+-][\d.e-]+ to [+-][\d.e-]+", ran.err), (
+        ran.err
+    )
     assert (out / "adapter" / "pytorch_lora_weights.safetensors").is_file() and (out / "index.html").is_file()
     # Not mixed with an earlier run, nor taken up under another seed.
     again = dina("align", "recipes.align_emoji_refl", *SMALL, "--out", out)

@@ -98,7 +98,7 @@ class Aligner:
             WorkError: the run diverged, the reward failed for good, or SIGTERM or SIGINT stopped it; a snapshot was saved.
         """
         config = self.config
-        accelerator = create_accelerator(config.mixed_precision, 1, config.device)
+        accelerator = create_accelerator(config.mixed_precision, 1, config.device, config.reward_patience)
         identity = run_identity(config, accelerator.num_processes)
         snapshot = choose_snapshot(config.out / CHECKPOINTS, resume)
         if snapshot is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -52,11 +51,12 @@ def made_by(make: str) -> Callable[..., Any]:
         ConfigError: there is no such module or function.
     """
     module, colon, name = make.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # last: a file that lies here hides no package
     try:
+        here = str(Path.cwd())
+        if here not in sys.path:
+            sys.path.append(here)  # last: a file that lies here hides no package
         found = getattr(importlib.import_module(module), name) if colon else None
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, FileNotFoundError) as error:
         raise ConfigError(f"make={make!r} cannot be had: {error}") from error
     if not callable(found):
         raise ConfigError(f"make must be module:function, got {make!r}")

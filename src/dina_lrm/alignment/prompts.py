@@ -19,6 +19,8 @@ from dina_lrm.errors import DataError
 
 __all__ = ["evenly", "read_prompts", "refuse_cut"]
 
+OTHER_KINDS = (".csv", ".tsv", ".json", ".yaml", ".yml", ".parquet", ".arrow")
+
 
 def read_prompts(config: AnyPrompts) -> tuple[str, ...]:
     """Each prompt once, in order.
@@ -45,13 +47,14 @@ def read_prompts(config: AnyPrompts) -> tuple[str, ...]:
 
 
 def _of_file(path: Path) -> list[str]:
+    kind = path.suffix.lower()
+    if kind in OTHER_KINDS:
+        raise DataError(f'{path} must hold a prompt a line, or be .jsonl with a "prompt" each; convert it')
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"prompts cannot be read from {path}: {error}") from error
-    if path.suffix not in (".txt", ".jsonl"):
-        raise DataError(f'{path} must be .txt, a prompt a line, or .jsonl with a "prompt" each; rename or convert it')
-    if path.suffix == ".txt":
+    if kind != ".jsonl":
         return [line for line in lines if line.strip()]
     found = []
     for number, line in enumerate(lines, 1):

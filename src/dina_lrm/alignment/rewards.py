@@ -136,8 +136,7 @@ class Term(ABC):
         """
         finite = samples.latents.detach().flatten(1).isfinite().all(dim=1)
         if self.dealt_out:
-            with self._end_where_others_wait():
-                return _judged(torch.where(finite, self.ask(samples.zeroed_where(~finite)), torch.nan))
+            return _judged(torch.where(finite, self.ask(samples.zeroed_where(~finite)), torch.nan))
         places = finite.nonzero().flatten().tolist()
         blank = samples.latents.detach().new_full((len(samples),), math.nan, dtype=torch.float32)
         if not places:
@@ -145,26 +144,6 @@ class Term(ABC):
         part = samples if len(places) == len(samples) else samples.only(places)
         found = self._as_far_as_possible(part)
         return _judged(blank.to(found.dtype).index_put((torch.tensor(places, device=blank.device),), found))
-
-    def judge_state(self, state: NoisedState, prompts: Sequence[str]) -> Judged:
-        """Rewards of noised states, with those masked that are none.
-
-        Raises:
-            WorkError: a network that is dealt out failed.
-        """
-        with self._end_where_others_wait():
-            return _judged(self.of_state(state, prompts))
-
-    @contextmanager
-    def _end_where_others_wait(self) -> Iterator[None]:
-        try:
-            yield
-        except (InputError, WorkError):
-            raise
-        except Exception as error:
-            if not self.dealt_out:
-                raise
-            raise WorkError(f"a reward whose network several processes hold together failed: {error!r}") from error
 
     def _as_far_as_possible(self, samples: Finished) -> Tensor:
         try:
@@ -233,20 +212,38 @@ class LatentTerm(Term):
 
     def scored(self, samples: Finished, sigmas: Sequence[float], draws: int | None = None) -> Reward:
         """The whole answer at given levels; `draws` takes the place of the term's own."""
-        return self.reward.score(
-            prompts=samples.prompts if self.text is None else None,
-            conditioning=None if self.text is None else self.text(samples.prompts),
-            latents=samples.latents,
-            sigmas=sigmas,
-            draws=draws or self.draws,
-            fusion=self.fusion,
-            seed=samples.seeds,
-        )
+        with self._end_where_others_wait():
+            return self.reward.score(
+                prompts=samples.prompts if self.text is None else None,
+                conditioning=None if self.text is None else self.text(samples.prompts),
+                latents=samples.latents,
+                sigmas=sigmas,
+                draws=draws or self.draws,
+                fusion=self.fusion,
+                seed=samples.seeds,
+            )
 
     def of_state(self, state: NoisedState, prompts: Sequence[str]) -> Tensor:
         if self.text is None:
             return super().of_state(state, prompts)
-        return self.reward.score_state(state, self.text(prompts)).reward.to(state.sigma.device)
+        with self._end_where_others_wait():
+            return self.reward.score_state(state, self.text(prompts)).reward.to(state.sigma.device)
+
+    @contextmanager
+    def _end_where_others_wait(self) -> Iterator[None]:
+        """A network that is dealt out fails for good: other processes are in the middle of it.
+
+        Raises:
+            WorkError: it did.
+        """
+        try:
+            yield
+        except (InputError, WorkError):
+            raise
+        except Exception as error:
+            if not self.dealt_out:
+                raise
+            raise WorkError(f"a reward whose network several processes hold together failed: {error!r}") from error
 
     def _levels(self, samples: Finished) -> tuple[float, ...]:
         if self.band is None:
@@ -363,7 +360,11 @@ class Mixture:
     def of_state(self, state: NoisedState, prompts: Sequence[str], group_size: int, ask: Ask = directly) -> Verdict:
         """Judge noised states as they stand."""
         self._check_group(group_size)
-        parts = {w.name: ask(w.name, partial(w.term.judge_state, state, prompts), len(state)) for w in self.terms}
+
+        def judge(term: Term) -> Judged:
+            return _judged(term.of_state(state, prompts))
+
+        parts = {w.name: ask(w.name, partial(judge, w.term), len(state)) for w in self.terms}
         return Verdict(self._total(parts, group_size), parts)
 
     def _check_group(self, group_size: int) -> None:

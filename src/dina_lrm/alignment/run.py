@@ -315,12 +315,13 @@ class AlignRun:
         Raises:
             WorkError: for longer than the run has patience.
         """
-        began, pause = time.monotonic(), 1.0
+        began, pause, patience = math.inf, 1.0, self.config.reward_patience
         while True:
             try:
                 return ask()
             except AWAY as error:
-                waited, patience = time.monotonic() - began, self.config.reward_patience
+                began = min(began, time.monotonic())  # it may have worked for long before
+                waited = time.monotonic() - began
                 if waited >= patience:
                     raise WorkError(f"the reward has not answered for {waited:.0f} s: {error}") from error
                 if pause == 1:

@@ -43,24 +43,25 @@ def align(
             }
         )
         return
-    for gain in _gains(config.out):
+    for gain in _gains(config.out, found.step):
         print(gain, file=sys.stderr)
     if page.exists():
         print(f"the page: {page}", file=sys.stderr)
     print(found.adapter)
 
 
-def _gains(out: Path) -> list[str]:
-    """What the last measurement found, a line a reward and judge."""
+def _gains(out: Path, step: int) -> list[str]:
+    """What was measured of the adapter after so many updates, a line a reward and judge."""
     from dina_lrm.runtime.metrics_log import read_metrics
 
     looks = [row for row in read_metrics(out / "metrics.jsonl") if row["kind"] == "evaluation"]
-    if not looks or not looks[-1]["step"]:
+    found = [row for row in looks if row["step"] == step]
+    if not step or not found:
         return []
-    last = looks[-1]
+    last = found[-1]
     names = [name for name in last if name.startswith("gain/") and name.count("/") == 1]
     return [
-        f"gain of {name.removeprefix('gain/')} after {last['step']} updates: {last[name]:+.3g}, "
+        f"gain of {name.removeprefix('gain/')} after {step} updates: {last[name]:+.3g}, "
         f"95 % {last[f'{name}/low']:+.3g} to {last[f'{name}/high']:+.3g}"
         for name in names
         if last[name] is not None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from datetime import timedelta
 from typing import Literal, TypeVar
 
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, gather_object
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, broadcast_object_list, gather_object
 from torch import Tensor, nn
 
 __all__ = [
@@ -30,7 +31,10 @@ MixedPrecision = Literal["no", "fp16", "bf16"]
 
 
 def create_accelerator(
-    mixed_precision: MixedPrecision = "no", gradient_accumulation_steps: int = 1, device: str | None = None
+    mixed_precision: MixedPrecision = "no",
+    gradient_accumulation_steps: int = 1,
+    device: str | None = None,
+    patience: float = 0.0,
 ) -> Accelerator:
     """One accelerator for a run.
 
@@ -38,6 +42,7 @@ def create_accelerator(
         mixed_precision: compute dtype under autocast; parameters keep theirs.
         gradient_accumulation_steps: micro steps to an optimiser step.
         device: "cpu" keeps off an accelerator that is there; None takes what is there.
+        patience: seconds that one process may keep the others waiting, beyond an hour.
     """
     if PartialState._shared_state and PartialState().num_processes == 1:
         AcceleratorState._reset_state()  # of an earlier run in this process, whose precision may have been another
@@ -46,7 +51,10 @@ def create_accelerator(
         gradient_accumulation_steps=gradient_accumulation_steps,
         cpu=device == "cpu",
         # A head that leaves a stream unread leaves that stream's last adapters without gradient.
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(find_unused_parameters=True),
+            InitProcessGroupKwargs(timeout=timedelta(seconds=3600 + patience)),
+        ],
     )
 
 
@@ -76,10 +84,13 @@ def average_gradients(accelerator: Accelerator, parameters: Iterable[nn.Paramete
     if accelerator.num_processes == 1:
         return
     trained = [p for p in parameters if p.requires_grad]
-    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in trained])
-    parts = torch.split(mean_over_processes(accelerator, flat), [p.numel() for p in trained])
-    for parameter, part in zip(trained, parts, strict=True):
-        parameter.grad = part.view_as(parameter).to(parameter.dtype)
+    present = torch.tensor([p.grad is not None for p in trained], dtype=torch.float32, device=accelerator.device)
+    flat = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in trained]
+    means = mean_over_processes(accelerator, torch.cat([present, *flat]))
+    felt, *parts = torch.split(means, [len(trained), *(p.numel() for p in trained)])
+    for parameter, part, is_felt in zip(trained, parts, felt.tolist(), strict=True):
+        if is_felt:  # what no process used stays as it is: a gradient of 0 would let it decay
+            parameter.grad = part.view_as(parameter).to(parameter.dtype)
 
 
 def shared_out(accelerator: Accelerator, items: Sequence[T]) -> Sequence[T]:

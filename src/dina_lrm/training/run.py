@@ -119,6 +119,7 @@ class TrainingRun:
         networks = [(backbone.network, backbone.blocks)]
         shard_frozen(networks, accelerator.device, accelerator.num_processes, self.config.base_shards)
         self.network.head.to(accelerator.device)
+        self.network.dealt_out = True
 
     def step(self, step: int) -> Row:
         """One optimiser step, counted from 0.
