@@ -130,16 +130,8 @@ def sample(
     with whole_prompt(cut_prompt):
         judge = studio.judge(prompt, finished)
         found, passes = studio.search(plan, prompt, shape, steps, guidance, seed, judge, max_batch_size)
-    rows = _written(studio, found, out, prompt)
-    drawn = {
-        "pruned": str(out / "pruned.png") if found.selections else None,
-        "base": studio.policy.backbone.base,
-        "adapter": None if adapter is None else str(adapter),
-        "seed": seed,
-        "steps": steps,
-        "guidance": guidance,
-    }
-    _tell(rows, found, plan, passes, steps * (1 if guidance == 1 else 2), drawn, as_json)
+    rows, cost = _written(studio, found, out, prompt), steps * (1 if guidance == 1 else 2)
+    _tell(rows, found, plan, passes, cost, studio.drawn(found, out, adapter, seed, steps, guidance), as_json)
 
 
 @dataclass(frozen=True)
@@ -314,6 +306,19 @@ class _Studio:
             Guided(network, negative, guidance), noise, text, grid, judge, plan.cuts(grid), of=plan.read.value
         )
         return found, network.evaluations
+
+    def drawn(
+        self, found: Found, out: Path, adapter: Path | None, seed: int, steps: int, guidance: float
+    ) -> dict[str, Any]:
+        """How, so that it can be done again; and the picture of the choices, where there were any."""
+        return {
+            "pruned": str(out / "pruned.png") if found.selections else None,
+            "base": self.policy.backbone.base,
+            "adapter": None if adapter is None else str(adapter),
+            "seed": seed,
+            "steps": steps,
+            "guidance": guidance,
+        }
 
     def pictures(self, latents: Tensor) -> list[Any]:
         """As PIL pictures."""
