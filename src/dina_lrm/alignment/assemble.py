@@ -81,7 +81,9 @@ def load_cast(
         BaseMismatchError: a reward of another latent space.
         ConfigError: a reward without what the algorithm needs.
     """
-    _refuse_blind(config, [r.name for r in config.rewards if r.name not in (given or {}) and _passes_no_gradient(r)])
+    # As far as a configuration tells, before anything is loaded: what a factory makes may be a local model.
+    served = [r.name for r in config.rewards if isinstance(r, ServerRewardConfig) and r.name not in (given or {})]
+    _refuse_blind(config, served)
     # What is to be dealt out is whole in no accelerator's memory: `share_base` brings each its part.
     place = "cpu" if config.base_shards > 1 else device
     pipeline = load_pipeline(config.base, DTYPES[config.dtype], place, config.base_revision)
@@ -131,11 +133,6 @@ def share_base(cast: Cast, shards: int, accelerator: Accelerator) -> None:
     for reader in cast.readers:
         reader.head.to(accelerator.device)
         reader.dealt_out = True
-
-
-def _passes_no_gradient(config: AnyReward) -> bool:
-    """As far as a configuration tells: what a factory makes may be a local model."""
-    return isinstance(config, ServerRewardConfig)
 
 
 def _refuse_blind(config: AlignConfig, blind: Sequence[str]) -> None:

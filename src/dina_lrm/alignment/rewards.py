@@ -344,11 +344,11 @@ class Mixture:
         return all(weighted.term.differentiable for weighted in self.terms)
 
     def __call__(self, samples: Finished, ask: Ask = directly) -> Verdict:
-        """Judge samples by every term, whatever becomes of the others.
+        """Judge samples by every term.
 
         Args:
             samples: to be judged.
-            ask: calls a term.
+            ask: calls a term, and says what is to become of one that fails.
         """
         self._check_group(samples.group_size)
         parts = {w.name: ask(w.name, partial(w.term, samples), len(samples)) for w in self.terms}

@@ -66,10 +66,9 @@ def shard_frozen(
     homes = [[(module, leaf, _place(value)) for module, leaf, value in _tensors(network)] for network, _ in networks]
     known: dict[Place, Any] = {}
     for (network, blocks), home in zip(networks, homes, strict=True):
+        # What an earlier network has is not dealt out twice.
         for module, leaf, place in home:
-            if (
-                place in known and leaf in module._parameters
-            ):  # an earlier network has it: it is not to be dealt out twice
+            if place in known and leaf in module._parameters:
                 module._parameters[leaf] = _without_storage(module._parameters[leaf])
         for block in blocks:
             fully_shard(block, mesh=mesh, ignored_params={p for n, p in block.named_parameters() if _stays_whole(n, p)})
